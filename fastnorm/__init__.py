@@ -1,0 +1,44 @@
+"""fastnorm: the fastest normalisation layers a CPU can run, for NumPy code."""
+
+try:
+    from . import _cpu  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "fastnorm's compiled modules are missing. If this is the source folder, start Python in "
+        "another one and install with `pip install .`; the command `fastnorm` and plain `pytest` "
+        f"work here too. ({error})"
+    ) from error
+
+from importlib.metadata import version as _version
+
+from . import layers, reference, testing
+from ._config import show_config
+from ._threads import get_num_threads, num_threads, set_num_threads
+from .affine import affine, affine_backward, affine_forward
+from .batch_norm import batch_norm, batch_norm_backward, batch_norm_forward
+from .layer_norm import layer_norm, layer_norm_backward, layer_norm_forward
+from .weight_norm import weight_norm, weight_norm_backward, weight_norm_forward
+
+__version__ = _version("fastnorm-kernels")
+
+__all__ = [
+    "affine",
+    "affine_backward",
+    "affine_forward",
+    "batch_norm",
+    "batch_norm_backward",
+    "batch_norm_forward",
+    "get_num_threads",
+    "layer_norm",
+    "layer_norm_backward",
+    "layer_norm_forward",
+    "layers",
+    "num_threads",
+    "reference",
+    "set_num_threads",
+    "show_config",
+    "testing",
+    "weight_norm",
+    "weight_norm_backward",
+    "weight_norm_forward",
+]

@@ -1,0 +1,70 @@
+"""SciPy's BLAS, at one thread while the pool calls it.
+
+The affine layer calls gemm from the threads of fastnorm's own pool. BLAS's own threads must then be off, since
+idle workers of two pools spin against each other. The setting belongs to the whole process, so it is
+restored by the last of the callers that are inside.
+"""
+
+import ctypes
+import threading
+from contextlib import contextmanager
+
+from scipy.linalg import cython_blas
+
+# How the BLAS libraries that SciPy is built with call the pair of functions.
+_NAMES = (
+    ("scipy_openblas_get_num_threads", "scipy_openblas_set_num_threads"),
+    ("openblas_get_num_threads", "openblas_set_num_threads"),
+    ("MKL_Get_Max_Threads", "MKL_Set_Num_Threads"),
+    ("bli_thread_get_num_threads", "bli_thread_set_num_threads"),
+)
+
+
+def _find():
+    """The getter and the setter of the library behind cython_blas, and its name; or Nones."""
+    # A symbol is looked up in the library and in those it was linked with. PyDLL keeps the GIL: the
+    # functions take less time than handing it over.
+    library = ctypes.PyDLL(cython_blas.__file__)
+    for getter, setter in _NAMES:
+        if hasattr(library, getter) and hasattr(library, setter):
+            return getattr(library, getter), getattr(library, setter), setter
+    return None, None, None
+
+
+_get, _set, _setter = _find()
+_lock = threading.Lock()
+_callers = 0
+_restore = 1
+
+
+def can_be_single_threaded():
+    return _set is not None
+
+
+def describe():
+    """One line for show_config."""
+    if _set is None:
+        return "threads not under control: affine leaves threading to BLAS"
+    return f"threads set by {_setter}"
+
+
+@contextmanager
+def single_threaded():
+    """BLAS runs on the thread that calls it; the previous setting is restored at the end."""
+    global _callers, _restore
+    if _set is None:
+        yield
+        return
+    with _lock:
+        if _callers == 0:
+            _restore = _get()
+            if _restore != 1:
+                _set(1)
+        _callers += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _callers -= 1
+            if _callers == 0 and _restore != 1:
+                _set(_restore)

@@ -1,0 +1,38 @@
+"""Chooses the instruction set of the kernels: once, and before a kernel module is imported.
+
+Every kernel is compiled once per instruction set, into modules `_kernels/<kernel>_<isa>`. Importing
+a module already runs code compiled for its instruction set, so the choice cannot be left to it.
+"""
+
+import importlib
+import importlib.util
+import os
+
+from . import _cpu
+
+# From the slowest to the fastest.
+_SUPPORTED = {"baseline": lambda: True, "avx2": _cpu.has_avx2}
+
+
+def _is_built(isa):
+    return importlib.util.find_spec(f"{__package__}._kernels.layer_norm_{isa}") is not None
+
+
+def _choose(available, wanted):
+    """The name in `wanted` if there is one, else the fastest of `available`."""
+    if not wanted:
+        return available[-1]
+    if wanted not in available:
+        raise ImportError(
+            f"FASTNORM_ISA={wanted!r} is not available here; choose from {', '.join(available)}"
+        )
+    return wanted
+
+
+ISAS = tuple(isa for isa, supported in _SUPPORTED.items() if supported() and _is_built(isa))
+ISA = _choose(ISAS, os.environ.get("FASTNORM_ISA"))
+
+
+def load(kernel):
+    """The kernel's module for the chosen instruction set."""
+    return importlib.import_module(f"{__package__}._kernels.{kernel}_{ISA}")

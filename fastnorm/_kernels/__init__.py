@@ -1,0 +1,1 @@
+"""Compiled once per instruction set; `_dispatch.py` chooses. See README.md."""

@@ -1,0 +1,57 @@
+"""What crosses the boundary between Python and the kernels: arrays become pointers and dtype codes."""
+
+cimport numpy as cnp
+
+# What the loops compute in.
+ctypedef fused real:
+    float
+    double
+
+cdef enum Dtype:
+    NONE        # an optional array that is absent
+    FLOAT32
+    FLOAT64
+
+
+# One value per channel, of any of the dtypes: a parameter, a statistic, a gradient. Contiguous.
+cdef struct Vector:
+    void* data
+    Dtype dtype
+
+
+cdef inline Dtype dtype_of(cnp.ndarray array) noexcept:
+    if array is None:
+        return NONE
+    return FLOAT32 if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT else FLOAT64
+
+
+cdef inline void* data_of(cnp.ndarray array) noexcept:
+    return NULL if array is None else cnp.PyArray_DATA(array)
+
+
+cdef inline Vector vector_of(cnp.ndarray array) noexcept:
+    cdef Vector vector
+    vector.data = data_of(array)
+    vector.dtype = dtype_of(array)
+    return vector
+
+
+cdef inline Py_ssize_t itemsize_of(Dtype dtype) noexcept nogil:
+    return 4 if dtype == FLOAT32 else 8
+
+
+cdef inline double get(Vector vector, Py_ssize_t i, double absent) noexcept nogil:
+    """Element i, or `absent` where the vector is."""
+    if vector.dtype == FLOAT32:
+        return (<const float*> vector.data)[i]
+    if vector.dtype == FLOAT64:
+        return (<const double*> vector.data)[i]
+    return absent
+
+
+cdef inline void put(Vector vector, Py_ssize_t i, double value) noexcept nogil:
+    """Store element i, rounded to the vector's dtype; nothing where the vector is absent."""
+    if vector.dtype == FLOAT32:
+        (<float*> vector.data)[i] = <float> value
+    elif vector.dtype == FLOAT64:
+        (<double*> vector.data)[i] = value

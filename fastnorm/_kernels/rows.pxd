@@ -1,0 +1,126 @@
+"""Primitives over a contiguous row: sums in a fixed number of lanes, and elementwise maps.
+
+A sum that runs through one accumulator is a chain of dependent additions; spread over LANES
+accumulators it is a few independent vectors on every instruction set, and since the order of the
+additions is written here, every instruction set rounds alike. Lanes are folded as a tree.
+
+A row is summed in lanes for at most CHUNK elements, so that it is still in L1 for the second sweep and
+float32 loses nothing; chunks are combined in double (moments.pxd).
+"""
+
+from fastnorm._kernels.arrays cimport real
+
+cdef enum:
+    LANES = 32
+    CHUNK = 4096
+
+
+cdef inline double fold(const real* lanes) noexcept nogil:
+    """Sum of the LANES lanes."""
+    cdef real t[16]
+    cdef int j
+    for j in range(16):
+        t[j] = lanes[j] + lanes[j + 16]
+    for j in range(8):
+        t[j] += t[j + 8]
+    for j in range(4):
+        t[j] += t[j + 4]
+    return (<double> t[0] + t[2]) + (<double> t[1] + t[3])
+
+
+# The accumulating forms: lanes live on from one piece of a row, or from one plane, to the next.
+
+
+cdef inline void add_sum(const real* x, Py_ssize_t n, real* restrict lanes) noexcept nogil:
+    """lanes += x"""
+    cdef Py_ssize_t i = 0, j
+    while i + LANES <= n:
+        for j in range(LANES):
+            lanes[j] += x[i + j]
+        i += LANES
+    for j in range(n - i):
+        lanes[j] += x[i + j]
+
+
+cdef inline void add_centred_sums(
+    const real* x, Py_ssize_t n, real centre, real* restrict lanes, real* restrict squares
+) noexcept nogil:
+    """lanes += x - centre;  squares += (x - centre)²"""
+    cdef Py_ssize_t i = 0, j
+    cdef real d
+    while i + LANES <= n:
+        for j in range(LANES):
+            d = x[i + j] - centre
+            lanes[j] += d
+            squares[j] += d * d
+        i += LANES
+    for j in range(n - i):
+        d = x[i + j] - centre
+        lanes[j] += d
+        squares[j] += d * d
+
+
+cdef inline void add_gradient_sums(
+    const real* dy, const real* x, Py_ssize_t n, real centre, real inverse,
+    real* restrict lanes, real* restrict products,
+) noexcept nogil:
+    """lanes += dy;  products += dy·x̂  with x̂ = (x - centre)·inverse"""
+    cdef Py_ssize_t i = 0, j
+    while i + LANES <= n:
+        for j in range(LANES):
+            lanes[j] += dy[i + j]
+            products[j] += dy[i + j] * ((x[i + j] - centre) * inverse)
+        i += LANES
+    for j in range(n - i):
+        lanes[j] += dy[i + j]
+        products[j] += dy[i + j] * ((x[i + j] - centre) * inverse)
+
+
+cdef inline double row_sum(const real* x, Py_ssize_t n) noexcept nogil:
+    cdef real lanes[LANES]
+    cdef int j
+    for j in range(LANES):
+        lanes[j] = 0
+    add_sum(x, n, lanes)
+    return fold(lanes)
+
+
+# The maps write y while x is at hand; y may be x itself.
+
+
+cdef inline void row_scale_shift(
+    const real* x, real* restrict y, Py_ssize_t n, real centre, real scale, real shift
+) noexcept nogil:
+    """y = (x - centre)·scale + shift"""
+    cdef Py_ssize_t i
+    for i in range(n):
+        y[i] = (x[i] - centre) * scale + shift
+
+
+cdef inline void row_affine(
+    const real* x, real* restrict y, Py_ssize_t n, real centre, real scale, real shift,
+    const real* gamma, const real* beta,
+) noexcept nogil:
+    """y = ((x - centre)·scale + shift)·gamma + beta, where gamma, beta or both may be NULL."""
+    cdef Py_ssize_t i
+    if gamma == NULL and beta == NULL:
+        row_scale_shift(x, y, n, centre, scale, shift)
+    elif beta == NULL:
+        for i in range(n):
+            y[i] = ((x[i] - centre) * scale + shift) * gamma[i]
+    elif gamma == NULL:
+        for i in range(n):
+            y[i] = ((x[i] - centre) * scale + shift) + beta[i]
+    else:
+        for i in range(n):
+            y[i] = ((x[i] - centre) * scale + shift) * gamma[i] + beta[i]
+
+
+cdef inline void row_gradient(
+    const real* dy, const real* x, real* restrict dx, Py_ssize_t n,
+    real centre, real inverse, real slope, real shift, real scale,
+) noexcept nogil:
+    """dx = (dy + (x̂·slope + shift))·scale  with x̂ = (x - centre)·inverse"""
+    cdef Py_ssize_t i
+    for i in range(n):
+        dx[i] = (dy[i] + ((x[i] - centre) * inverse * slope + shift)) * scale

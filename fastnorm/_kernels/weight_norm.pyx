@@ -1,0 +1,124 @@
+# cython: boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=True
+"""Weight norm (Salimans and Kingma, arXiv:1602.07868) over the channels of an (N, C, S) view.
+
+    w = g·v/‖v‖,  the norm of a channel over N and S
+
+    dg = Σdw·v/‖v‖
+    dv = g/‖v‖·(dw - dg·v/‖v‖)
+
+Kept for the backward pass: the norms. A channel of zeros has w = 0 and zero gradients.
+channels.pxd walks the view; here is what happens to the two numbers of a channel.
+"""
+
+from libc.math cimport sqrt
+
+cimport numpy as cnp
+
+from fastnorm._kernels.arrays cimport FLOAT32, Vector, data_of, dtype_of, get, put, vector_of
+from fastnorm._kernels.channels cimport CENTRE, GRADIENT, GRADIENT_SUMS, INVERSE, SCALE, SCALE_SHIFT
+from fastnorm._kernels.channels cimport SHIFT, SLOPE, SQUARES, Channels, plan, run, set_coefficient
+from fastnorm._kernels.moments cimport is_usable, rescue
+
+cnp.import_array()
+
+
+cdef struct WeightNorm:
+    Channels channels
+    Vector g                    # (C,)
+    Vector norm                 # (C,) float64
+    Vector dg                   # (C,)
+
+
+cdef inline double inverse_or_zero(double norm) noexcept nogil:
+    return 0 if norm == 0 else 1 / norm
+
+
+cdef void finish_forward(Channels* t, Py_ssize_t channel, double _, double squares) noexcept nogil:
+    cdef WeightNorm* task = <WeightNorm*> t.norm
+    cdef double norm = sqrt(squares), mean, var, inverse_rms
+    cdef Py_ssize_t stride = t.c * t.s
+    cdef bint rescued = False
+    if t.dtype == FLOAT32:
+        if not is_usable(squares, 1, 0, <float*> NULL):
+            rescued = rescue(
+                <const float*> t.x + channel * t.s, t.n, stride, t.s, False, 0,
+                &mean, &var, &inverse_rms,
+            )
+    elif not is_usable(squares, 1, 0, <double*> NULL):
+        rescued = rescue(
+            <const double*> t.x + channel * t.s, t.n, stride, t.s, False, 0,
+            &mean, &var, &inverse_rms,
+        )
+    if rescued:
+        norm = sqrt(<double> t.n * t.s) / inverse_rms
+    put(task.norm, channel, norm)
+    set_coefficient(t, CENTRE, channel, 0)
+    set_coefficient(t, SCALE, channel, get(task.g, channel, 1) * inverse_or_zero(norm))
+    set_coefficient(t, SHIFT, channel, -0.0)  # adding it changes nothing, not even a zero's sign
+
+
+cdef void prepare_backward(Channels* t, Py_ssize_t channel) noexcept nogil:
+    cdef WeightNorm* task = <WeightNorm*> t.norm
+    set_coefficient(t, CENTRE, channel, 0)
+    set_coefficient(t, INVERSE, channel, inverse_or_zero(get(task.norm, channel, 1)))
+
+
+cdef void finish_backward(Channels* t, Py_ssize_t channel, double _, double dg) noexcept nogil:
+    cdef WeightNorm* task = <WeightNorm*> t.norm
+    cdef double inverse = inverse_or_zero(get(task.norm, channel, 1))
+    put(task.dg, channel, dg)
+    set_coefficient(t, SCALE, channel, get(task.g, channel, 1) * inverse)
+    set_coefficient(t, SLOPE, channel, -dg)
+    set_coefficient(t, SHIFT, channel, 0)
+
+
+cdef int run_weight_norm(WeightNorm* task, str function, int num_threads) except -1:
+    cdef bint done
+    task.channels.norm = task
+    with nogil:
+        done = run(&task.channels, num_threads)
+    if not done:
+        raise MemoryError(f"{function}: no memory for the norms")
+    return 0
+
+
+def forward(
+    cnp.ndarray v,              # IN (N, C, S)
+    cnp.ndarray g,              # IN (C,)
+    Py_ssize_t n,
+    Py_ssize_t c,
+    Py_ssize_t s,
+    cnp.ndarray w,              # OUT (N, C, S), may be v
+    cnp.ndarray norm,           # OUT (C,) float64, or None
+    int num_threads,
+):
+    cdef WeightNorm task
+    plan(&task.channels, dtype_of(v), n, c, s)
+    task.channels.reduction, task.channels.map = SQUARES, SCALE_SHIFT
+    task.channels.prepare, task.channels.finish = NULL, finish_forward
+    task.channels.x, task.channels.dy, task.channels.source = data_of(v), NULL, data_of(v)
+    task.channels.y = data_of(w)
+    task.g, task.norm = vector_of(g), vector_of(norm)
+    run_weight_norm(&task, "weight_norm", num_threads)
+
+
+def backward(
+    cnp.ndarray dw,             # IN (N, C, S)
+    cnp.ndarray v,              # IN (N, C, S)
+    cnp.ndarray g,              # IN (C,)
+    cnp.ndarray norm,           # IN (C,) float64
+    Py_ssize_t n,
+    Py_ssize_t c,
+    Py_ssize_t s,
+    cnp.ndarray dv,             # OUT (N, C, S)
+    cnp.ndarray dg,             # OUT (C,)
+    int num_threads,
+):
+    cdef WeightNorm task
+    plan(&task.channels, dtype_of(v), n, c, s)
+    task.channels.reduction, task.channels.map = GRADIENT_SUMS, GRADIENT
+    task.channels.prepare, task.channels.finish = prepare_backward, finish_backward
+    task.channels.x, task.channels.dy = data_of(v), data_of(dw)
+    task.channels.source, task.channels.y = data_of(dw), data_of(dv)
+    task.g, task.norm, task.dg = vector_of(g), vector_of(norm), vector_of(dg)
+    run_weight_norm(&task, "weight_norm_backward", num_threads)

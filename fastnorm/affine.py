@@ -1,0 +1,241 @@
+"""The affine (fully connected, dense, linear) layer."""
+
+from functools import cache as _once
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+
+from . import _arrays, _dispatch
+from ._threads import get_num_threads
+
+
+@_once
+def _load():
+    """The kernel and its BLAS. Importing SciPy takes long: it waits for the first use."""
+    from . import _blas
+
+    return _dispatch.load("affine"), _blas
+
+
+class AffineCache(NamedTuple):
+    """What `affine_backward` needs: references, no copies."""
+
+    x: np.ndarray
+    weight: np.ndarray
+    bias: np.ndarray | None
+
+
+class _Matrix(NamedTuple):
+    """A matrix as BLAS wants it: rows of memory a stride apart, perhaps those of the transpose."""
+
+    memory: np.ndarray
+    stride: int
+    transposed: bool
+
+    @classmethod
+    def of(cls, a):
+        """`a` as it lies in memory where one of its axes is contiguous, else a copy of it."""
+        for memory, transposed in ((a, False), (a.T, True)):
+            rows, columns = memory.strides
+            length = memory.shape[1]
+            if (length < 2 or columns == a.itemsize) and (
+                memory.shape[0] < 2 or (rows % a.itemsize == 0 and rows >= length * a.itemsize)
+            ):
+                stride = rows // a.itemsize if memory.shape[0] > 1 else length
+                return cls(memory, stride, transposed)
+        return cls.of(np.ascontiguousarray(a))
+
+    @property
+    def T(self):
+        return self._replace(transposed=not self.transposed)
+
+
+def _matmul(function, a, b, bias, out):
+    """out = a @ b + bias for 2-D a and b; `out` is C-contiguous."""
+    (m, k), n = a.shape, b.shape[1]
+    if max(m, k, n) > 2**31 - 1:
+        raise ValueError(
+            f"{function}: BLAS takes at most 2**31 - 1 rows and columns, got {a.shape} @ {b.shape}"
+        )
+    if out.size == 0:
+        return
+    kernel, blas = _load()
+    left, right = _Matrix.of(a), _Matrix.of(b)
+    with blas.single_threaded():
+        kernel.matmul(
+            left.memory, left.stride, left.transposed,
+            right.memory, right.stride, right.transposed,
+            bias, out, m, n, k,
+            get_num_threads() if blas.can_be_single_threaded() else 1,
+        )
+
+
+def _checked(function, x, weight, bias):
+    x = _arrays.array(function, "x", x)
+    weight = _arrays.array(function, "weight", weight)
+    if x.ndim == 0:
+        raise ValueError(f"{function}: x must have at least 1 dimension, got shape ()")
+    if weight.ndim != 2 or weight.shape[0] != x.shape[-1]:
+        raise ValueError(
+            f"{function}: weight must have shape ({x.shape[-1]}, out), got {weight.shape}"
+        )
+    return x, weight, _arrays.parameter(function, "bias", bias, weight.shape[1:])
+
+
+def _run(function, x, weight, bias, out):
+    x, weight, bias = _checked(function, x, weight, bias)
+    shape = (*x.shape[:-1], weight.shape[1])
+    y = _arrays.output(
+        function, out, shape, x.dtype, ("x", x), ("weight", weight), ("bias", bias)
+    )
+    rows = prod(x.shape[:-1])
+    filled = _arrays.kernel_output(y)
+    _matmul(
+        function,
+        x.reshape(rows, x.shape[-1]),
+        weight.astype(x.dtype, copy=False),
+        None if bias is None else bias.astype(x.dtype, copy=False),
+        filled.reshape(rows, weight.shape[1]),
+    )
+    return _arrays.deliver(filled, y), AffineCache(x, weight, bias)
+
+
+def affine(x, weight, bias=None, *, out=None):
+    """``y = x @ weight + bias`` over the last axis of x.
+
+    Parameters
+    ----------
+    x : array_like
+        float32 or float64, of shape (..., in).
+    weight : array_like
+        Of shape (in, out). The transposed view of an (out, in) array, PyTorch's layout, is used as
+        it is.
+    bias : array_like, optional
+        Of shape (out,).
+    out : ndarray, optional
+        Where the result goes: of shape (..., out) and x's dtype, not overlapping an input.
+
+    Returns
+    -------
+    ndarray
+        Of shape (..., out) and x's dtype.
+
+    Raises
+    ------
+    TypeError
+        For an array of another dtype, or a masked one.
+    ValueError
+        For a wrong shape, or an `out` that overlaps an input.
+
+    Notes
+    -----
+    The product is SciPy's BLAS. Its bits do not depend on the number of threads, but they do on the
+    BLAS and on the machine.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastnorm as fn
+    >>> fn.affine(np.array([1.0, 2.0]), np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0.5, 0.5]))
+    array([1.5, 2.5])
+    """
+    return _run("affine", x, weight, bias, out)[0]
+
+
+def affine_forward(x, weight, bias=None, *, out=None):
+    """`affine` for training.
+
+    Parameters
+    ----------
+    x, weight, bias, out
+        As for `affine`.
+
+    Returns
+    -------
+    y : ndarray
+        Of shape (..., out) and x's dtype.
+    cache : AffineCache
+        What `affine_backward` needs; refers to x, weight and bias, which must stay as they are.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `affine`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastnorm as fn
+    >>> y, cache = fn.affine_forward(np.ones((4, 3)), np.ones((3, 2)))
+    >>> y.shape
+    (4, 2)
+    """
+    return _run("affine_forward", x, weight, bias, out)
+
+
+def affine_backward(dy, cache, *, out=None):
+    """Gradients of `affine_forward`.
+
+    ``dx = dy @ weight.T``, ``dweight = x.T @ dy`` and ``dbias = sum(dy)``, with all axes but the last
+    taken as one.
+
+    Parameters
+    ----------
+    dy : array_like
+        Gradient of the loss with respect to y, of y's shape.
+    cache : AffineCache
+        From `affine_forward`. It may be used again.
+    out : ndarray, optional
+        Where dx goes.
+
+    Returns
+    -------
+    dx : ndarray
+        Of x's shape and dtype.
+    dweight : ndarray
+        Of weight's shape, dtype and memory order.
+    dbias : ndarray or None
+        Of bias's shape and dtype; None if it was not given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `affine`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastnorm as fn
+    >>> y, cache = fn.affine_forward(np.ones((4, 3)), np.ones((3, 2)), np.zeros(2))
+    >>> dx, dweight, dbias = fn.affine_backward(np.ones((4, 2)), cache)
+    >>> dbias
+    array([4., 4.])
+    """
+    function = "affine_backward"
+    x, weight, bias = cache
+    dy = _arrays.shaped(function, "dy", dy, (*x.shape[:-1], weight.shape[1]))
+    dx = _arrays.output(function, out, x.shape, x.dtype, ("dy", dy), ("x", x), ("weight", weight))
+    rows = prod(x.shape[:-1])
+    x2 = x.reshape(rows, x.shape[-1])
+    dy2 = np.ascontiguousarray(dy, x.dtype).reshape(rows, weight.shape[1])
+
+    filled = _arrays.kernel_output(dx)
+    _matmul(function, dy2, weight.astype(x.dtype, copy=False).T, None, filled.reshape(x2.shape))
+    _arrays.deliver(filled, dx)
+
+    if weight.flags.f_contiguous and not weight.flags.c_contiguous:
+        dweight = np.empty(weight.shape[::-1], x.dtype)
+        _matmul(function, dy2.T, x2, None, dweight)
+        dweight = dweight.T
+    else:
+        dweight = np.empty(weight.shape, x.dtype)
+        _matmul(function, x2.T, dy2, None, dweight)
+    dweight = dweight.astype(weight.dtype, copy=False)
+
+    dbias = None
+    if bias is not None:
+        dbias = np.zeros(bias.shape, bias.dtype)
+        if dy2.size:
+            _load()[0].sum_rows(dy2, rows, len(dbias), dbias, get_num_threads())
+    return dx, dweight, dbias

@@ -1,0 +1,318 @@
+"""Batch normalisation."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from . import _arrays, _dispatch
+from ._threads import get_num_threads
+
+_kernel = _dispatch.load("batch_norm")
+
+
+class BatchNormCache(NamedTuple):
+    """What `batch_norm_backward` needs: references, no copies, and two numbers a channel.
+
+    mean and rstd are float64, of shape (C,). frozen: they were given, not the batch's.
+    """
+
+    x: np.ndarray
+    gamma: np.ndarray | None
+    beta: np.ndarray | None
+    mean: np.ndarray
+    rstd: np.ndarray
+    axis: int
+    frozen: bool
+
+
+def _input(function, x, axis):
+    x = _arrays.array(function, "x", x)
+    if x.ndim < 2:
+        raise ValueError(f"{function}: x must have at least 2 dimensions, got shape {x.shape}")
+    return x, _arrays.one_axis(function, axis, x.ndim)
+
+
+def batch_norm(x, mean, var, gamma=None, beta=None, *, axis=1, eps=1e-5, out=None):
+    """Normalise each channel with given statistics: batch norm at inference.
+
+    ``y = (x - mean) / sqrt(var + eps) * gamma + beta``, channel by channel.
+
+    Parameters
+    ----------
+    x : array_like
+        float32 or float64, of 2 dimensions or more and any strides.
+    mean, var : array_like
+        Of shape (C,), C being ``x.shape[axis]``.
+    gamma, beta : array_like, optional
+        Scale and shift, of shape (C,). Default: 1 and 0.
+    axis : int, optional
+        The channel axis: 1 for channels first, -1 for channels last.
+    eps : float, optional
+        Added to the variance, inside the root.
+    out : ndarray, optional
+        Where the result goes: of x's shape and dtype, and x itself if you like.
+
+    Returns
+    -------
+    ndarray
+        Of x's shape and dtype.
+
+    Raises
+    ------
+    TypeError
+        For an array of another dtype, or a masked one.
+    ValueError
+        For a wrong shape or axis, or an `out` that overlaps an input in part.
+
+    See Also
+    --------
+    batch_norm_forward : training, with the statistics of the batch.
+
+    References
+    ----------
+    Ioffe and Szegedy, "Batch Normalization", arXiv:1502.03167.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastnorm as fn
+    >>> x = np.array([[1.0, 10.0], [3.0, 30.0]])
+    >>> fn.batch_norm(x, np.array([2.0, 20.0]), np.array([1.0, 100.0]), eps=0)
+    array([[-1., -1.],
+           [ 1.,  1.]])
+    """
+    function = "batch_norm"
+    x, axis = _input(function, x, axis)
+    shape = (x.shape[axis],)
+    mean = _arrays.statistic(function, "mean", mean, shape)
+    var = _arrays.statistic(function, "var", var, shape)
+    gamma = _arrays.parameter(function, "gamma", gamma, shape)
+    beta = _arrays.parameter(function, "beta", beta, shape)
+    eps = _arrays.epsilon(function, eps)
+    y = _arrays.output(
+        function, out, x.shape, x.dtype,
+        ("x", x), ("mean", mean), ("var", var), ("gamma", gamma), ("beta", beta), may_be=x,
+    )
+    return _infer(x, mean, var, gamma, beta, axis, eps, y, None)
+
+
+def _infer(x, mean, var, gamma, beta, axis, eps, y, rstd):
+    if x.size:
+        filled = _arrays.kernel_output(y)
+        n, c, s = _arrays.channel_view(x.shape, axis)
+        _kernel.infer(
+            _arrays.contiguous(x), mean, var, gamma, beta, n, c, s, eps, filled, rstd,
+            get_num_threads(),
+        )
+        _arrays.deliver(filled, y)
+    return y
+
+
+def _decay(function, decay):
+    try:
+        value = float(decay)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{function}: decay must be a real number, got {type(decay).__name__}"
+        ) from None
+    if not 0 <= value <= 1:
+        raise ValueError(f"{function}: decay must be between 0 and 1, got {value}")
+    return value
+
+
+def _correction(function, ddof, count):
+    """What turns the biased variance of `count` values into that with ddof degrees less."""
+    try:
+        value = float(ddof)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{function}: ddof must be a real number, got {type(ddof).__name__}"
+        ) from None
+    if count and not value < count:
+        raise ValueError(
+            f"{function}: running_var with ddof={ddof} needs more than {ddof} values a channel, "
+            f"got {count}"
+        )
+    return count / (count - value) if count else 1.0
+
+
+def _update(running, batch, decay):
+    """running = decay * running + (1 - decay) * batch, in double, rounded once."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        running[...] = decay * running.astype(np.float64) + (1 - decay) * batch
+
+
+def batch_norm_forward(
+    x,
+    gamma=None,
+    beta=None,
+    *,
+    running_mean=None,
+    running_var=None,
+    decay=0.9,
+    ddof=1,
+    training=True,
+    axis=1,
+    eps=1e-5,
+    out=None,
+):
+    """Normalise each channel with the statistics of the batch.
+
+    ``y = (x - mean) / sqrt(var + eps) * gamma + beta``, with the mean and the biased variance of each
+    channel over all other axes.
+
+    Parameters
+    ----------
+    x : array_like
+        float32 or float64, of 2 dimensions or more and any strides.
+    gamma, beta : array_like, optional
+        Scale and shift, of shape (C,), C being ``x.shape[axis]``. Default: 1 and 0.
+    running_mean, running_var : ndarray, optional
+        Running statistics, of shape (C,), float32 or float64 whatever x is. Training updates them
+        in place: ``running = decay * running + (1 - decay) * batch``.
+    decay : float, optional
+        What is kept of the running statistics, between 0 and 1: Keras' and ONNX' momentum;
+        PyTorch's is ``1 - decay``.
+    ddof : int, optional
+        The variance that goes into `running_var` is divided by ``m - ddof``, m being the number of
+        values in a channel: 1 is PyTorch's, 0 that of Keras, ONNX and cs231n.
+    training : bool, optional
+        False: normalise with the running statistics, which the backward pass takes as constants.
+    axis : int, optional
+        The channel axis: 1 for channels first, -1 for channels last.
+    eps : float, optional
+        Added to the variance, inside the root.
+    out : ndarray, optional
+        Where y goes: of x's shape and dtype, not overlapping an input.
+
+    Returns
+    -------
+    y : ndarray
+        Of x's shape and dtype.
+    cache : BatchNormCache
+        What `batch_norm_backward` needs; refers to x, gamma and beta, which must stay as they are.
+
+    Raises
+    ------
+    TypeError
+        For an array of another dtype, or a masked one.
+    ValueError
+        For a wrong shape or axis, an `out` that overlaps an input, training=False without both
+        running statistics, or a batch too small for `ddof`. Nothing has been written then.
+
+    References
+    ----------
+    Ioffe and Szegedy, "Batch Normalization", arXiv:1502.03167.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastnorm as fn
+    >>> x = np.array([[1.0, 10.0], [3.0, 30.0]])
+    >>> running_mean, running_var = np.zeros(2), np.ones(2)
+    >>> y, cache = fn.batch_norm_forward(
+    ...     x, running_mean=running_mean, running_var=running_var, eps=0)
+    >>> y
+    array([[-1., -1.],
+           [ 1.,  1.]])
+    >>> running_mean
+    array([0.2, 2. ])
+    """
+    function = "batch_norm_forward"
+    x, axis = _input(function, x, axis)
+    shape = (x.shape[axis],)
+    gamma = _arrays.parameter(function, "gamma", gamma, shape)
+    beta = _arrays.parameter(function, "beta", beta, shape)
+    training = bool(training)
+    running_mean = _arrays.running(
+        function, "running_mean", running_mean, shape, written=training
+    )
+    running_var = _arrays.running(function, "running_var", running_var, shape, written=training)
+    decay = _decay(function, decay)
+    eps = _arrays.epsilon(function, eps)
+    n, c, s = _arrays.channel_view(x.shape, axis)
+    correction = 1.0
+    if not training:
+        for name, value in (("running_mean", running_mean), ("running_var", running_var)):
+            if value is None:
+                raise ValueError(f"{function}: training=False needs {name}, got None")
+    elif running_var is not None:
+        correction = _correction(function, ddof, n * s)
+    y = _arrays.output(
+        function, out, x.shape, x.dtype,
+        ("x", x), ("gamma", gamma), ("beta", beta),
+        ("running_mean", running_mean), ("running_var", running_var),
+    )
+    mean, var, rstd = np.zeros(c), np.zeros(c), np.zeros(c)
+    if not training:
+        mean[...], var[...] = running_mean, running_var
+        _infer(x, mean, var, gamma, beta, axis, eps, y, rstd)
+    elif x.size:
+        filled = _arrays.kernel_output(y)
+        _kernel.forward(
+            _arrays.contiguous(x), gamma, beta, n, c, s, eps, filled, mean, var, rstd,
+            get_num_threads(),
+        )
+        _arrays.deliver(filled, y)
+        if running_mean is not None:
+            _update(running_mean, mean, decay)
+        if running_var is not None:
+            _update(running_var, var * correction, decay)
+    return y, BatchNormCache(x, gamma, beta, mean, rstd, axis, not training)
+
+
+def batch_norm_backward(dy, cache, *, out=None):
+    """Gradients of `batch_norm_forward`.
+
+    With the means taken over all axes but the channels'::
+
+        dx = gamma * rstd * (dy - mean(dy) - x_hat * mean(dy * x_hat))
+
+    or, after training=False, ``dx = gamma * rstd * dy``. dgamma and dbeta are the sums of ``dy * x_hat``
+    and of dy.
+
+    Parameters
+    ----------
+    dy : array_like
+        Gradient of the loss with respect to y, of y's shape.
+    cache : BatchNormCache
+        From `batch_norm_forward`. It may be used again.
+    out : ndarray, optional
+        Where dx goes.
+
+    Returns
+    -------
+    dx : ndarray
+        Of x's shape and dtype.
+    dgamma, dbeta : ndarray or None
+        Of the shape and dtype of gamma and beta; None for one that was not given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `batch_norm_forward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastnorm as fn
+    >>> y, cache = fn.batch_norm_forward(np.array([[1.0], [3.0]]), np.ones(1), np.zeros(1))
+    >>> dx, dgamma, dbeta = fn.batch_norm_backward(np.ones((2, 1)), cache)
+    >>> dbeta
+    array([2.])
+    """
+    function = "batch_norm_backward"
+    x, gamma, beta, mean, rstd, axis, frozen = cache
+    dy = _arrays.shaped(function, "dy", dy, x.shape)
+    dx = _arrays.output(function, out, x.shape, x.dtype, ("dy", dy), ("x", x), ("gamma", gamma))
+    dgamma = None if gamma is None else np.zeros(gamma.shape, gamma.dtype)
+    dbeta = None if beta is None else np.zeros(beta.shape, beta.dtype)
+    if x.size:
+        n, c, s = _arrays.channel_view(x.shape, axis)
+        filled = _arrays.kernel_output(dx)
+        _kernel.backward(
+            _arrays.contiguous(dy.astype(x.dtype, copy=False)), _arrays.contiguous(x),
+            gamma, mean, rstd, n, c, s, frozen, filled, dgamma, dbeta, get_num_threads(),
+        )
+        _arrays.deliver(filled, dx)
+    return dx, dgamma, dbeta

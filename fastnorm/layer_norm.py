@@ -1,0 +1,204 @@
+"""Layer normalisation."""
+
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+
+from . import _arrays, _dispatch
+from ._threads import get_num_threads
+
+_kernel = _dispatch.load("layer_norm")
+
+
+class LayerNormCache(NamedTuple):
+    """What `layer_norm_backward` needs: references, no copies, and two numbers a row.
+
+    mean and rstd are float64, with the shape of x and length 1 at the normalised axes.
+    """
+
+    x: np.ndarray
+    gamma: np.ndarray | None
+    beta: np.ndarray | None
+    mean: np.ndarray
+    rstd: np.ndarray
+    axes: tuple[int, ...]
+
+
+def _rows(x, axes):
+    """M, N and the order of axes of the view (M, N)."""
+    n = prod(x.shape[i] for i in axes)
+    m = prod(length for i, length in enumerate(x.shape) if i not in axes)
+    return m, n, _arrays.trailing(axes, x.ndim)
+
+
+def _run(function, x, gamma, beta, axis, eps, out, *, inference):
+    x = _arrays.array(function, "x", x)
+    axes = _arrays.many_axes(function, axis, x.ndim)
+    shape = tuple(x.shape[i] for i in axes)
+    gamma = _arrays.parameter(function, "gamma", gamma, shape)
+    beta = _arrays.parameter(function, "beta", beta, shape)
+    eps = _arrays.epsilon(function, eps)
+    y = _arrays.output(
+        function, out, x.shape, x.dtype, ("x", x), ("gamma", gamma), ("beta", beta),
+        may_be=x if inference else None,
+    )
+    mean = rstd = None
+    if not inference:
+        kept = tuple(1 if i in axes else length for i, length in enumerate(x.shape))
+        mean, rstd = np.zeros(kept), np.zeros(kept)
+    if x.size:
+        m, n, order = _rows(x, axes)
+        filled = _arrays.kernel_output(y, order)
+        _kernel.forward(
+            _arrays.contiguous(x, order),
+            None if gamma is None else gamma.astype(x.dtype, copy=False),
+            None if beta is None else beta.astype(x.dtype, copy=False),
+            m, n, eps, filled, mean, rstd, get_num_threads(),
+        )
+        _arrays.deliver(filled, y, order)
+    return y, LayerNormCache(x, gamma, beta, mean, rstd, axes)
+
+
+def layer_norm(x, gamma=None, beta=None, *, axis=-1, eps=1e-5, out=None):
+    """Normalise over `axis` to mean 0 and variance 1, then scale and shift.
+
+    ``y = (x - mean) / sqrt(var + eps) * gamma + beta``, with the mean and the biased variance of the
+    elements along `axis`, for each index of the other axes.
+
+    Parameters
+    ----------
+    x : array_like
+        float32 or float64, of any shape and strides.
+    gamma, beta : array_like, optional
+        Scale and shift, of the shape that x has at `axis`, in ascending order of the axes.
+        Default: 1 and 0.
+    axis : int or tuple of int, optional
+        The axes to normalise over, any of them. Default: the last.
+    eps : float, optional
+        Added to the variance, inside the root.
+    out : ndarray, optional
+        Where the result goes: of x's shape and dtype, and x itself if you like.
+
+    Returns
+    -------
+    ndarray
+        Of x's shape and dtype.
+
+    Raises
+    ------
+    TypeError
+        For an array of another dtype, or a masked one.
+    ValueError
+        For a wrong shape or axis, or an `out` that overlaps an input in part.
+
+    See Also
+    --------
+    layer_norm_forward : the same for training.
+
+    References
+    ----------
+    Ba, Kiros and Hinton, "Layer Normalization", arXiv:1607.06450.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastnorm as fn
+    >>> fn.layer_norm(np.array([[1.0, 3.0], [-2.0, 2.0]]), eps=0)
+    array([[-1.,  1.],
+           [-1.,  1.]])
+    """
+    return _run("layer_norm", x, gamma, beta, axis, eps, out, inference=True)[0]
+
+
+def layer_norm_forward(x, gamma=None, beta=None, *, axis=-1, eps=1e-5, out=None):
+    """`layer_norm` for training.
+
+    Parameters
+    ----------
+    x, gamma, beta, axis, eps, out
+        As for `layer_norm`, but `out` must not be x, which the backward pass needs.
+
+    Returns
+    -------
+    y : ndarray
+        Of x's shape and dtype.
+    cache : LayerNormCache
+        What `layer_norm_backward` needs; refers to x, gamma and beta, which must stay as they are.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `layer_norm`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastnorm as fn
+    >>> x = np.array([[1.0, 3.0], [-2.0, 2.0]])
+    >>> y, cache = fn.layer_norm_forward(x)
+    >>> cache.mean
+    array([[2.],
+           [0.]])
+    """
+    return _run("layer_norm_forward", x, gamma, beta, axis, eps, out, inference=False)
+
+
+def layer_norm_backward(dy, cache, *, out=None):
+    """Gradients of `layer_norm_forward`.
+
+    With ``h = dy * gamma`` and the means taken over the normalised axes::
+
+        dx = rstd * (h - mean(h) - x_hat * mean(h * x_hat))
+
+    dgamma and dbeta are the sums of ``dy * x_hat`` and of dy over the other axes.
+
+    Parameters
+    ----------
+    dy : array_like
+        Gradient of the loss with respect to y, of y's shape.
+    cache : LayerNormCache
+        From `layer_norm_forward`. It may be used again.
+    out : ndarray, optional
+        Where dx goes.
+
+    Returns
+    -------
+    dx : ndarray
+        Of x's shape and dtype.
+    dgamma, dbeta : ndarray or None
+        Of the shape and dtype of gamma and beta; None for one that was not given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `layer_norm`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastnorm as fn
+    >>> y, cache = fn.layer_norm_forward(np.array([[1.0, 3.0]]), np.ones(2), np.zeros(2))
+    >>> dx, dgamma, dbeta = fn.layer_norm_backward(np.ones((1, 2)), cache)
+    >>> dbeta
+    array([1., 1.])
+    """
+    function = "layer_norm_backward"
+    x, gamma, beta, mean, rstd, axes = cache
+    dy = _arrays.shaped(function, "dy", dy, x.shape)
+    dx = _arrays.output(
+        function, out, x.shape, x.dtype, ("dy", dy), ("x", x), ("gamma", gamma),
+    )
+    dgamma = None if gamma is None else np.zeros(gamma.shape, gamma.dtype)
+    dbeta = None if beta is None else np.zeros(beta.shape, beta.dtype)
+    if x.size:
+        m, n, order = _rows(x, axes)
+        filled = _arrays.kernel_output(dx, order)
+        _kernel.backward(
+            _arrays.contiguous(dy.astype(x.dtype, copy=False), order),
+            _arrays.contiguous(x, order),
+            None if gamma is None else gamma.astype(x.dtype, copy=False),
+            mean, rstd, m, n, filled, dgamma, dbeta, get_num_threads(),
+        )
+        _arrays.deliver(filled, dx, order)
+    return dx, dgamma, dbeta

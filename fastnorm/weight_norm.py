@@ -1,0 +1,185 @@
+"""Weight normalisation."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from . import _arrays, _dispatch
+from ._threads import get_num_threads
+
+_kernel = _dispatch.load("weight_norm")
+
+
+class WeightNormCache(NamedTuple):
+    """What `weight_norm_backward` needs: references, no copies, and one number a slice.
+
+    norm is float64, of shape (v.shape[axis],), or (1,) for axis=None.
+    """
+
+    v: np.ndarray
+    g: np.ndarray
+    norm: np.ndarray
+    axis: int | None
+
+
+def _view(shape, axis):
+    """(N, C, S); the whole tensor is one channel."""
+    if axis is None:
+        return 1, 1, int(np.prod(shape, dtype=np.intp))
+    return _arrays.channel_view(shape, axis)
+
+
+def _magnitude(function, g, shape, axis):
+    """g, checked; its shape may be (C,), or that with ones for the other axes, or () for axis=None."""
+    g = _arrays.array(function, "g", g)
+    kept = tuple(n if i == axis else 1 for i, n in enumerate(shape))
+    flat = () if axis is None else (shape[axis],)
+    if g.shape not in (flat, kept):
+        expected = f"{flat}" if flat == kept else f"{flat} or {kept}"
+        raise ValueError(f"{function}: g must have shape {expected}, got {g.shape}")
+    return np.ascontiguousarray(g)
+
+
+def _run(function, v, g, axis, out, *, inference):
+    v = _arrays.array(function, "v", v)
+    if axis is not None:
+        axis = _arrays.one_axis(function, axis, v.ndim)
+    g_given = _magnitude(function, g, v.shape, axis)
+    w = _arrays.output(
+        function, out, v.shape, v.dtype, ("v", v), ("g", g_given), may_be=v if inference else None
+    )
+    n, c, s = _view(v.shape, axis)
+    norm = None if inference else np.zeros(c)
+    if v.size:
+        filled = _arrays.kernel_output(w)
+        _kernel.forward(
+            _arrays.contiguous(v), g_given, n, c, s, filled, norm, get_num_threads()
+        )
+        _arrays.deliver(filled, w)
+    return w, WeightNormCache(v, g_given, norm, axis)
+
+
+def weight_norm(v, g, *, axis=0, out=None):
+    """Separate the length of each slice of a weight from its direction: ``w = g * v / ||v||``.
+
+    Parameters
+    ----------
+    v : array_like
+        The direction: float32 or float64, of any shape and strides.
+    g : array_like
+        The length of each slice: of shape (v.shape[axis],), or that with ones for the other axes;
+        of shape () for axis=None.
+    axis : int or None, optional
+        The axis that numbers the slices; the norm is taken over all others. None: one slice, the
+        whole tensor.
+    out : ndarray, optional
+        Where the result goes: of v's shape and dtype, and v itself if you like.
+
+    Returns
+    -------
+    ndarray
+        Of v's shape and dtype. A slice of zeros stays zero.
+
+    Raises
+    ------
+    TypeError
+        For an array of another dtype, or a masked one.
+    ValueError
+        For a wrong shape or axis, or an `out` that overlaps an input in part.
+
+    References
+    ----------
+    Salimans and Kingma, "Weight Normalization", arXiv:1602.07868.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastnorm as fn
+    >>> fn.weight_norm(np.array([[3.0, 4.0], [0.0, 2.0]]), np.array([10.0, 1.0]))
+    array([[6., 8.],
+           [0., 1.]])
+    """
+    return _run("weight_norm", v, g, axis, out, inference=True)[0]
+
+
+def weight_norm_forward(v, g, *, axis=0, out=None):
+    """`weight_norm` for training.
+
+    Parameters
+    ----------
+    v, g, axis, out
+        As for `weight_norm`, but `out` must not be v, which the backward pass needs.
+
+    Returns
+    -------
+    w : ndarray
+        Of v's shape and dtype.
+    cache : WeightNormCache
+        What `weight_norm_backward` needs; refers to v and g, which must stay as they are.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `weight_norm`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastnorm as fn
+    >>> w, cache = fn.weight_norm_forward(np.array([[3.0, 4.0]]), np.array([10.0]))
+    >>> cache.norm
+    array([5.])
+    """
+    return _run("weight_norm_forward", v, g, axis, out, inference=False)
+
+
+def weight_norm_backward(dw, cache, *, out=None):
+    """Gradients of `weight_norm_forward`.
+
+    ``dg = sum(dw * v) / ||v||`` and ``dv = g / ||v|| * (dw - dg * v / ||v||)``, slice by slice: dv is
+    orthogonal to v.
+
+    Parameters
+    ----------
+    dw : array_like
+        Gradient of the loss with respect to w, of w's shape.
+    cache : WeightNormCache
+        From `weight_norm_forward`. It may be used again.
+    out : ndarray, optional
+        Where dv goes.
+
+    Returns
+    -------
+    dv : ndarray
+        Of v's shape and dtype. Zero in a slice of zeros, where no gradient exists.
+    dg : ndarray
+        Of g's shape and dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `weight_norm`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastnorm as fn
+    >>> w, cache = fn.weight_norm_forward(np.array([[3.0, 4.0]]), np.array([10.0]))
+    >>> dv, dg = fn.weight_norm_backward(np.array([[1.0, 0.0]]), cache)
+    >>> dg
+    array([0.6])
+    """
+    function = "weight_norm_backward"
+    v, g, norm, axis = cache
+    dw = _arrays.shaped(function, "dw", dw, v.shape)
+    dv = _arrays.output(function, out, v.shape, v.dtype, ("dw", dw), ("v", v), ("g", g))
+    dg = np.zeros(g.shape, g.dtype)
+    n, c, s = _view(v.shape, axis)
+    if v.size:
+        filled = _arrays.kernel_output(dv)
+        _kernel.backward(
+            _arrays.contiguous(dw.astype(v.dtype, copy=False)), _arrays.contiguous(v),
+            g, norm, n, c, s, filled, dg, get_num_threads(),
+        )
+        _arrays.deliver(filled, dv)
+    return dv, dg
