@@ -136,6 +136,11 @@ def epsilon(function, eps):
     return value
 
 
+def rstd_of_nothing(eps):
+    """1 / sqrt(var + eps) of no values at all, whose variance is taken as 0."""
+    return eps**-0.5 if eps else np.inf
+
+
 def one_axis(function, axis, ndim):
     """`axis` counted from the front."""
     try:

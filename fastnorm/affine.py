@@ -83,13 +83,16 @@ def _checked(function, x, weight, bias):
     return x, weight, _arrays.parameter(function, "bias", bias, weight.shape[1:])
 
 
-def _run(function, x, weight, bias, out):
+def _run(function, x, weight, bias, out, *, inference):
     x, weight, bias = _checked(function, x, weight, bias)
     shape = (*x.shape[:-1], weight.shape[1])
     y = _arrays.output(
-        function, out, shape, x.dtype, ("x", x), ("weight", weight), ("bias", bias)
+        function, out, shape, x.dtype, ("x", x), ("weight", weight), ("bias", bias),
+        may_be=x if inference else None,
     )
     rows = prod(x.shape[:-1])
+    if y is x:  # which BLAS reads to the end
+        x = x.copy()
     filled = _arrays.kernel_output(y)
     _matmul(
         function,
@@ -114,7 +117,8 @@ def affine(x, weight, bias=None, *, out=None):
     bias : array_like, optional
         Of shape (out,).
     out : ndarray, optional
-        Where the result goes: of shape (..., out) and x's dtype, not overlapping an input.
+        Where the result goes: of shape (..., out) and x's dtype, and x itself if you like and the
+        shapes agree (at the price of a copy).
 
     Returns
     -------
@@ -140,7 +144,7 @@ def affine(x, weight, bias=None, *, out=None):
     >>> fn.affine(np.array([1.0, 2.0]), np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0.5, 0.5]))
     array([1.5, 2.5])
     """
-    return _run("affine", x, weight, bias, out)[0]
+    return _run("affine", x, weight, bias, out, inference=True)[0]
 
 
 def affine_forward(x, weight, bias=None, *, out=None):
@@ -149,7 +153,7 @@ def affine_forward(x, weight, bias=None, *, out=None):
     Parameters
     ----------
     x, weight, bias, out
-        As for `affine`.
+        As for `affine`, but `out` must not be x, which the backward pass needs.
 
     Returns
     -------
@@ -171,7 +175,7 @@ def affine_forward(x, weight, bias=None, *, out=None):
     >>> y.shape
     (4, 2)
     """
-    return _run("affine_forward", x, weight, bias, out)
+    return _run("affine_forward", x, weight, bias, out, inference=False)
 
 
 def affine_backward(dy, cache, *, out=None):

@@ -243,7 +243,7 @@ def batch_norm_forward(
         ("x", x), ("gamma", gamma), ("beta", beta),
         ("running_mean", running_mean), ("running_var", running_var),
     )
-    mean, var, rstd = np.zeros(c), np.zeros(c), np.zeros(c)
+    mean, var, rstd = np.zeros(c), np.zeros(c), np.full(c, _arrays.rstd_of_nothing(eps))
     if not training:
         mean[...], var[...] = running_mean, running_var
         _infer(x, mean, var, gamma, beta, axis, eps, y, rstd)

@@ -46,7 +46,7 @@ def _run(function, x, gamma, beta, axis, eps, out, *, inference):
     mean = rstd = None
     if not inference:
         kept = tuple(1 if i in axes else length for i, length in enumerate(x.shape))
-        mean, rstd = np.zeros(kept), np.zeros(kept)
+        mean, rstd = np.zeros(kept), np.full(kept, _arrays.rstd_of_nothing(eps))
     if x.size:
         m, n, order = _rows(x, axes)
         filled = _arrays.kernel_output(y, order)

@@ -13,11 +13,11 @@ here is what happens to the two numbers of a channel.
 
 cimport numpy as cnp
 
-from fastnorm._kernels.arrays cimport FLOAT32, Vector, data_of, dtype_of, get, put, vector_of
+from fastnorm._kernels.arrays cimport Vector, data_of, dtype_of, get, put, vector_of
 from fastnorm._kernels.channels cimport CENTRE, GRADIENT, GRADIENT_SUMS, INVERSE, MOMENTS
 from fastnorm._kernels.channels cimport NO_REDUCTION, SCALE, SCALE_SHIFT, SHIFT, SLOPE, Channels
-from fastnorm._kernels.channels cimport plan, round_to_dtype, run, set_coefficient
-from fastnorm._kernels.moments cimport is_usable, low_part, reciprocal_std, rescue
+from fastnorm._kernels.channels cimport plan, rescue_channel, round_to_dtype, run, set_coefficient
+from fastnorm._kernels.moments cimport is_usable, low_part, reciprocal_std
 
 cnp.import_array()
 
@@ -50,20 +50,11 @@ cdef void normalize_channel(
 
 cdef void finish_forward(Channels* t, Py_ssize_t channel, double mean, double m2) noexcept nogil:
     cdef BatchNorm* norm = <BatchNorm*> t.norm
-    cdef Py_ssize_t count = t.n * t.s, stride = t.c * t.s
+    cdef Py_ssize_t count = t.n * t.s
     cdef double var = m2 / count
     cdef double rstd = reciprocal_std(var, norm.eps)
-    if t.dtype == FLOAT32:
-        if not is_usable(m2, count, norm.eps, <float*> NULL):
-            rescue(
-                <const float*> t.x + channel * t.s, t.n, stride, t.s, True, norm.eps,
-                &mean, &var, &rstd,
-            )
-    elif not is_usable(m2, count, norm.eps, <double*> NULL):
-        rescue(
-            <const double*> t.x + channel * t.s, t.n, stride, t.s, True, norm.eps,
-            &mean, &var, &rstd,
-        )
+    if not is_usable(var + norm.eps, t.dtype):
+        rescue_channel(t, channel, True, norm.eps, &mean, &var, &rstd)
     put(norm.mean, channel, mean)
     put(norm.var, channel, var)
     put(norm.rstd, channel, rstd)

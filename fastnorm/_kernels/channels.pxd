@@ -21,7 +21,7 @@ from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport BLOCK_BYTES, MAX_PARTIALS, ceil_div, threads_for
 from fastnorm._kernels.columns cimport FLUSH, STRIP, column_centred_sums, column_gradient_sums
 from fastnorm._kernels.columns cimport column_sums, columns_gradient, columns_scale_shift
-from fastnorm._kernels.moments cimport Moments, merge_centred, no_moments
+from fastnorm._kernels.moments cimport Moments, merge_centred, no_moments, rescue
 from fastnorm._kernels.rows cimport CHUNK, LANES, add_centred_sums, add_gradient_sums, fold
 from fastnorm._kernels.rows cimport row_gradient, row_scale_shift, row_sum
 from fastnorm._pool cimport parallel_for
@@ -458,6 +458,19 @@ cdef inline void fold_channel(
                 count = rows + 1 if j < t.tail else rows
                 delta = t.first[j] - first[0]
                 second[0] += count * (delta * delta)
+
+
+cdef inline bint rescue_channel(
+    Channels* t, Py_ssize_t channel, bint centred, double eps,
+    double* mean, double* var, double* rstd,
+) noexcept nogil:
+    """`rescue` for the n planes of a channel."""
+    cdef Py_ssize_t offset = channel * t.s, stride = t.c * t.s
+    if t.dtype == FLOAT32:
+        return rescue(
+            <const float*> t.x + offset, t.n, stride, t.s, centred, eps, mean, var, rstd
+        )
+    return rescue(<const double*> t.x + offset, t.n, stride, t.s, centred, eps, mean, var, rstd)
 
 
 # The phases

@@ -6,7 +6,7 @@ Chunks are combined by Chan's formula (Chan, Golub and LeVeque, The American Sta
 
 from libc.math cimport fabs, frexp, isfinite, ldexp, sqrt
 
-from fastnorm._kernels.arrays cimport real
+from fastnorm._kernels.arrays cimport FLOAT32, Dtype, real
 from fastnorm._kernels.rows cimport CHUNK, LANES, add_centred_sums, fold, row_sum
 
 
@@ -24,16 +24,15 @@ cdef inline Moments no_moments() noexcept nogil:
     return m
 
 
-cdef inline void merge(Moments* a, Py_ssize_t count, double mean, double m2) noexcept nogil:
+cdef inline void merge(Moments* a, Moments b) noexcept nogil:
     """a becomes the moments of both samples."""
-    cdef Py_ssize_t total = a.count + count
-    cdef double delta = mean - a.mean
+    cdef Py_ssize_t total = a.count + b.count
+    cdef double delta = b.mean - a.mean
     if a.count == 0:
-        a.mean = mean
-        a.m2 = m2
-    else:
-        a.mean += delta * (<double> count / total)
-        a.m2 += m2 + delta * delta * (<double> a.count * count / total)
+        a[0] = b
+        return
+    a.mean += delta * (<double> b.count / total)
+    a.m2 += b.m2 + delta * delta * (<double> a.count * b.count / total)
     a.count = total
 
 
@@ -41,15 +40,18 @@ cdef inline void merge_centred(
     Moments* a, Py_ssize_t count, double centre, double total, double squares
 ) noexcept nogil:
     """Merge a sample given by Σ(x - centre) and Σ(x - centre)², centre being close to its mean."""
-    cdef double m2 = squares - total * (total / count)
-    if m2 < 0:  # by rounding, in a constant sample; NaN stays NaN
-        m2 = 0
-    merge(a, count, centre + total / count, m2)
+    cdef Moments b
+    b.count = count
+    b.mean = centre + total / count
+    b.m2 = squares - total * (total / count)
+    if b.m2 < 0:  # by rounding, in a constant sample; NaN stays NaN
+        b.m2 = 0
+    merge(a, b)
 
 
 cdef inline Moments row_moments(const real* x, Py_ssize_t n) noexcept nogil:
-    """Moments of a row, chunk by chunk. The first sweep finds the mean to the digits of the type, the
-    second corrects it: Σ(x - centre) is what the rounding of the centre left over."""
+    """Moments of a piece of a row, chunk by chunk. The first sweep finds the mean to the digits of the
+    type, the second corrects it: Σ(x - centre) is what the rounding of the centre left over."""
     cdef Moments m = no_moments()
     cdef real lanes[LANES]
     cdef real squares[LANES]
@@ -80,13 +82,9 @@ cdef inline double reciprocal_std(double var, double eps) noexcept nogil:
     return 1 / sqrt(var + eps)
 
 
-cdef inline bint is_usable(double m2, Py_ssize_t count, double eps, real* _) noexcept nogil:
+cdef inline bint is_usable(double var, Dtype dtype) noexcept nogil:
     """False where squares overflowed, or underflowed to less than a few digits: see `rescue`."""
-    cdef double var = m2 / count + eps
-    if real is float:
-        return 1e-30 < var < 1e+300
-    else:
-        return 1e-290 < var < 1e+300
+    return (1e-30 if dtype == FLOAT32 else 1e-290) < var < 1e+300
 
 
 cdef inline bint rescue(

@@ -14,10 +14,11 @@ from libc.math cimport sqrt
 
 cimport numpy as cnp
 
-from fastnorm._kernels.arrays cimport FLOAT32, Vector, data_of, dtype_of, get, put, vector_of
+from fastnorm._kernels.arrays cimport Vector, data_of, dtype_of, get, put, vector_of
 from fastnorm._kernels.channels cimport CENTRE, GRADIENT, GRADIENT_SUMS, INVERSE, SCALE, SCALE_SHIFT
-from fastnorm._kernels.channels cimport SHIFT, SLOPE, SQUARES, Channels, plan, run, set_coefficient
-from fastnorm._kernels.moments cimport is_usable, rescue
+from fastnorm._kernels.channels cimport SHIFT, SLOPE, SQUARES, Channels, plan, rescue_channel, run
+from fastnorm._kernels.channels cimport set_coefficient
+from fastnorm._kernels.moments cimport is_usable
 
 cnp.import_array()
 
@@ -36,20 +37,9 @@ cdef inline double inverse_or_zero(double norm) noexcept nogil:
 cdef void finish_forward(Channels* t, Py_ssize_t channel, double _, double squares) noexcept nogil:
     cdef WeightNorm* task = <WeightNorm*> t.norm
     cdef double norm = sqrt(squares), mean, var, inverse_rms
-    cdef Py_ssize_t stride = t.c * t.s
-    cdef bint rescued = False
-    if t.dtype == FLOAT32:
-        if not is_usable(squares, 1, 0, <float*> NULL):
-            rescued = rescue(
-                <const float*> t.x + channel * t.s, t.n, stride, t.s, False, 0,
-                &mean, &var, &inverse_rms,
-            )
-    elif not is_usable(squares, 1, 0, <double*> NULL):
-        rescued = rescue(
-            <const double*> t.x + channel * t.s, t.n, stride, t.s, False, 0,
-            &mean, &var, &inverse_rms,
-        )
-    if rescued:
+    if not is_usable(squares, t.dtype) and rescue_channel(
+        t, channel, False, 0, &mean, &var, &inverse_rms
+    ):
         norm = sqrt(<double> t.n * t.s) / inverse_rms
     put(task.norm, channel, norm)
     set_coefficient(t, CENTRE, channel, 0)
