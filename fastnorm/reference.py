@@ -1,0 +1,731 @@
+"""The specification of fastnorm, in plain NumPy.
+
+Every operation is three functions: `op` for inference, `op_forward`, which also returns a cache,
+and `op_backward(dy, cache)`, which returns the gradients. Layer, RMS, batch, group and instance
+normalisation are one computation over different axes::
+
+    mean = sum(x) / n                           over the axes of the statistics
+    var  = sum((x - mean)^2) / n                two passes; biased
+    rstd = 1 / sqrt(var + eps)
+    xhat = (x - mean) * rstd
+    y    = gamma * xhat + beta
+
+    dbeta  = sum(dy)                            over the axes that gamma and beta do not have
+    dgamma = sum(dy * xhat)
+    dxhat  = dy * gamma
+    dx     = rstd * (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat))
+
+In dx, the second term is what flows through the mean and the third what flows through the variance.
+Weight normalisation and the affine layer follow with formulas of their own.
+
+Results have the dtype of x and are computed in it; for float16 and bfloat16 in float32, rounded
+once at the end. Given float64 (or longdouble) these functions are the oracle of the tests. In the
+narrower types they round as plain NumPy does, and squares overflow where NumPy's do.
+"""
+
+from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
+
+__all__ = [
+    "affine",
+    "affine_backward",
+    "affine_forward",
+    "batch_norm",
+    "batch_norm_backward",
+    "batch_norm_backward_staged",
+    "batch_norm_forward",
+    "group_norm",
+    "group_norm_backward",
+    "group_norm_forward",
+    "instance_norm",
+    "instance_norm_backward",
+    "instance_norm_forward",
+    "layer_norm",
+    "layer_norm_backward",
+    "layer_norm_forward",
+    "rms_norm",
+    "rms_norm_backward",
+    "rms_norm_forward",
+    "weight_norm",
+    "weight_norm_backward",
+    "weight_norm_forward",
+]
+
+
+# ---- Arguments and results -----------------------------------------------------------------------
+
+
+def _floating(name, a):
+    """a as an array, which must be of floating point: integers would round the result away."""
+    a = np.asarray(a)
+    if a.dtype.kind != "f" and a.dtype.name != "bfloat16":
+        raise TypeError(f"{name} must be a floating-point array, got {a.dtype}")
+    return a
+
+
+def _shaped(name, a, *shapes):
+    """a as a floating-point array of one of the shapes."""
+    a = _floating(name, a)
+    if a.shape not in shapes:
+        raise ValueError(f"{name} must have shape {' or '.join(map(str, shapes))}, got {a.shape}")
+    return a
+
+
+def _optional(name, a, shape):
+    return None if a is None else _shaped(name, a, shape)
+
+
+def _axes(axis, ndim):
+    """An int or a tuple of axes as an ascending tuple of non-negative ones."""
+    axes = tuple(sorted(normalize_axis_tuple(axis, ndim)))
+    if not axes:
+        raise ValueError("axis must name at least one axis, got ()")
+    return axes
+
+
+def _channel_axis(axis, ndim):
+    if ndim < 2:
+        raise ValueError(f"x must have 2 dimensions or more, got {ndim}")
+    return normalize_axis_index(axis, ndim)
+
+
+def _working_dtype(dtype):
+    return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
+
+
+def _write(result, out, *inputs):
+    """The result, written into out if there is one, which must share no memory with the inputs."""
+    if out is None:
+        return result
+    if out.shape != result.shape:
+        raise ValueError(f"out must have shape {result.shape}, got {out.shape}")
+    if out.dtype != result.dtype:
+        raise TypeError(f"out must have dtype {result.dtype}, got {out.dtype}")
+    if any(a is not None and np.shares_memory(out, a) for a in inputs):
+        raise ValueError("out overlaps an input")
+    out[...] = result
+    return out
+
+
+# ---- The core: standardise over a set of axes ----------------------------------------------------
+
+
+class _View(NamedTuple):
+    """How an operation sees x: all that tells one normalisation from another."""
+
+    shape: tuple[int, ...]  # x's; for groups with the channel axis split in (groups, C / groups)
+    over: tuple[int, ...]  # the axes of this shape that the statistics are taken over
+    along: tuple[int, ...]  # the axes of this shape that gamma and beta have
+
+    @property
+    def count(self):
+        """The number of values behind each statistic."""
+        return prod(self.shape[a] for a in self.over)
+
+    def of(self, a, dtype):
+        """An array of x's size, in the shape of the view."""
+        return a.astype(dtype, copy=False).reshape(self.shape)
+
+    def statistic(self, s):
+        """A statistic, made to broadcast."""
+        return s.reshape([1 if a in self.over else n for a, n in enumerate(self.shape)])
+
+    def parameter(self, p, dtype):
+        """A parameter, made to broadcast."""
+        shape = [n if a in self.along else 1 for a, n in enumerate(self.shape)]
+        return p.astype(dtype, copy=False).reshape(shape)
+
+    def mean(self, a):
+        """The mean over the axes of the statistics, which are kept; that of no values is 0."""
+        return a.sum(axis=self.over, keepdims=True) / max(self.count, 1)
+
+    def gradient(self, terms, p):
+        """The sum of terms for each element of the parameter p, in its shape and dtype."""
+        if p is None:
+            return None
+        others = tuple(a for a in range(len(self.shape)) if a not in self.along)
+        return terms.sum(axis=others).astype(p.dtype).reshape(p.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class NormCache:
+    """What a normalisation's backward pass needs: references, and two small statistics.
+
+    xhat is not kept: it is as large as x and follows from x, mean and rstd.
+    """
+
+    x: np.ndarray
+    gamma: np.ndarray | None
+    beta: np.ndarray | None  # for the dtype of its gradient only
+    mean: np.ndarray | None  # None if x was not centred (RMS)
+    rstd: np.ndarray
+    view: _View
+    frozen: bool = False  # mean and rstd were given: constants, not functions of x
+
+
+@np.errstate(all="ignore")  # NaN and Inf go through as IEEE arithmetic has it, without warnings
+def _moments(x, view, *, centre=True):
+    """Mean and biased variance of x; the moments about zero if x is not to be centred."""
+    x = view.of(x, _working_dtype(x.dtype))
+    mean = view.mean(x) if centre else np.zeros((), x.dtype)
+    return mean, view.mean(np.square(x - mean))
+
+
+@np.errstate(all="ignore")
+def _normalise(x, mean, var, gamma, beta, eps, view):
+    """y in x's shape and dtype, and rstd. mean and var must broadcast with the view."""
+    dtype = _working_dtype(x.dtype)
+    rstd = 1 / np.sqrt(var + eps)
+    y = (view.of(x, dtype) - mean) * rstd
+    if gamma is not None:
+        y = y * view.parameter(gamma, dtype)
+    if beta is not None:
+        y = y + view.parameter(beta, dtype)
+    return y.reshape(x.shape).astype(x.dtype, copy=False), rstd
+
+
+@np.errstate(all="ignore")
+def _backward(dy, cache, out):
+    """dx, dgamma, dbeta of every normalisation: the formulas at the head of this file."""
+    x, gamma, beta, view, dtype = cache.x, cache.gamma, cache.beta, cache.view, cache.rstd.dtype
+    given = _shaped("dy", dy, x.shape)
+    dy = view.of(given, dtype)
+    rstd = view.statistic(cache.rstd)
+    mean = 0 if cache.mean is None else view.statistic(cache.mean)
+
+    xhat = (view.of(x, dtype) - mean) * rstd
+    dxhat = dy if gamma is None else dy * view.parameter(gamma, dtype)
+    dx = dxhat
+    if not cache.frozen:
+        dx = dx - xhat * view.mean(dxhat * xhat)
+        if cache.mean is not None:
+            dx = dx - view.mean(dxhat)
+    dx = (rstd * dx).reshape(x.shape).astype(x.dtype, copy=False)
+    dgamma, dbeta = view.gradient(dy * xhat, gamma), view.gradient(dy, beta)
+    return _write(dx, out, given, x, gamma), dgamma, dbeta
+
+
+# ---- Layer normalisation -------------------------------------------------------------------------
+
+
+def layer_norm(x, gamma=None, beta=None, *, axis=-1, eps=1e-5, out=None):
+    """Layer normalisation: `layer_norm_forward` without the cache. out may be x."""
+    y, cache = layer_norm_forward(x, gamma, beta, axis=axis, eps=eps)
+    return _write(y, out, cache.gamma, cache.beta)
+
+
+def layer_norm_forward(x, gamma=None, beta=None, *, axis=-1, eps=1e-5, out=None):
+    """Normalise over the given axes: ``y = gamma * (x - mean) / sqrt(var + eps) + beta``.
+
+    Parameters
+    ----------
+    x : array of any shape
+    gamma, beta : arrays of x's shape at `axis` (in ascending order), optional
+    axis : int or tuple of ints
+    eps : float
+    out : array like x, optional
+        Receives y.
+
+    Returns
+    -------
+    y : array like x
+    cache : NormCache
+        `mean` and `rstd` have x's shape with the normalised axes of length 1.
+
+    References
+    ----------
+    Ba, Kiros, Hinton: Layer Normalization, 2016, arXiv:1607.06450.
+    """
+    x = _floating("x", x)
+    axes = _axes(axis, x.ndim)
+    view = _View(x.shape, over=axes, along=axes)
+    shape = tuple(x.shape[a] for a in axes)
+    gamma, beta = _optional("gamma", gamma, shape), _optional("beta", beta, shape)
+    mean, var = _moments(x, view)
+    y, rstd = _normalise(x, mean, var, gamma, beta, eps, view)
+    return _write(y, out, x, gamma, beta), NormCache(x, gamma, beta, mean, rstd, view)
+
+
+def layer_norm_backward(dy, cache, *, out=None):
+    """Gradients dx, dgamma, dbeta of `layer_norm_forward`, from dy in x's shape.
+
+    ::
+
+        dx = rstd * (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat)),  dxhat = dy * gamma
+        dgamma = sum(dy * xhat),  dbeta = sum(dy)                       over all other axes
+    """
+    return _backward(dy, cache, out)
+
+
+# ---- RMS normalisation ---------------------------------------------------------------------------
+
+
+def rms_norm(x, gamma=None, *, axis=-1, eps=1e-6, out=None):
+    """RMS normalisation: `rms_norm_forward` without the cache. out may be x."""
+    y, cache = rms_norm_forward(x, gamma, axis=axis, eps=eps)
+    return _write(y, out, cache.gamma)
+
+
+def rms_norm_forward(x, gamma=None, *, axis=-1, eps=1e-6, out=None):
+    """Scale by the root mean square over the given axes: ``y = gamma * x / sqrt(mean(x^2) + eps)``.
+
+    The arguments are those of `layer_norm_forward`. `cache.rstd`, the reciprocal of the root, has
+    x's shape with the normalised axes of length 1; `cache.mean` is None.
+
+    References
+    ----------
+    Zhang, Sennrich: Root Mean Square Layer Normalization, 2019, arXiv:1910.07467.
+    """
+    x = _floating("x", x)
+    axes = _axes(axis, x.ndim)
+    view = _View(x.shape, over=axes, along=axes)
+    gamma = _optional("gamma", gamma, tuple(x.shape[a] for a in axes))
+    zero, mean_square = _moments(x, view, centre=False)
+    y, rstd = _normalise(x, zero, mean_square, gamma, None, eps, view)
+    return _write(y, out, x, gamma), NormCache(x, gamma, None, None, rstd, view)
+
+
+def rms_norm_backward(dy, cache, *, out=None):
+    """Gradients dx, dgamma of `rms_norm_forward`: those of layer norm without the mean's term.
+
+    ::
+
+        dx = rstd * (dxhat - xhat * mean(dxhat * xhat)),  dxhat = dy * gamma,  xhat = x * rstd
+        dgamma = sum(dy * xhat)                           over all other axes
+    """
+    dx, dgamma, _ = _backward(dy, cache, out)
+    return dx, dgamma
+
+
+# ---- Group and instance normalisation ------------------------------------------------------------
+
+
+def _group_forward(x, num_groups, gamma, beta, axis, eps, out):
+    """Split the channel axis in (groups, C / groups); a statistic for each sample and group."""
+    channels = x.shape[axis]
+    split = (num_groups, channels // max(num_groups, 1))
+    shape = (*x.shape[:axis], *split, *x.shape[axis + 1 :])
+    over = tuple(a for a in range(len(shape)) if a not in (0, axis))
+    view = _View(shape, over, along=(axis, axis + 1))
+    gamma, beta = _optional("gamma", gamma, (channels,)), _optional("beta", beta, (channels,))
+    mean, var = _moments(x, view)
+    y, rstd = _normalise(x, mean, var, gamma, beta, eps, view)
+    mean, rstd = (s.reshape(x.shape[0], num_groups) for s in (mean, rstd))
+    return _write(y, out, x, gamma, beta), NormCache(x, gamma, beta, mean, rstd, view)
+
+
+def _group_arguments(x, axis):
+    """x, its channel axis and the number of channels."""
+    x = _floating("x", x)
+    axis = _channel_axis(axis, x.ndim)
+    if axis == 0:
+        raise ValueError("axis 0 holds the samples and cannot be the channel axis")
+    return x, axis, x.shape[axis]
+
+
+def group_norm(x, num_groups, gamma=None, beta=None, *, axis=1, eps=1e-5, out=None):
+    """Group normalisation: `group_norm_forward` without the cache. out may be x."""
+    y, cache = group_norm_forward(x, num_groups, gamma, beta, axis=axis, eps=eps)
+    return _write(y, out, cache.gamma, cache.beta)
+
+
+def group_norm_forward(x, num_groups, gamma=None, beta=None, *, axis=1, eps=1e-5, out=None):
+    """Normalise each sample's groups of adjacent channels: ``y = gamma * xhat + beta``.
+
+    Parameters
+    ----------
+    x : array (N, ...) with C channels at `axis`
+    num_groups : int
+        A divisor of C.
+    gamma, beta : arrays (C,), optional
+    axis : int
+        The channel axis; not 0, which holds the samples.
+    eps : float
+    out : array like x, optional
+        Receives y.
+
+    Returns
+    -------
+    y : array like x
+    cache : NormCache
+        `mean` and `rstd` have shape (N, num_groups).
+
+    References
+    ----------
+    Wu, He: Group Normalization, 2018, arXiv:1803.08494.
+    """
+    x, axis, channels = _group_arguments(x, axis)
+    if num_groups < 1 or channels % num_groups:
+        raise ValueError(f"num_groups must divide the {channels} channels, got {num_groups}")
+    return _group_forward(x, num_groups, gamma, beta, axis, eps, out)
+
+
+def group_norm_backward(dy, cache, *, out=None):
+    """Gradients dx, dgamma, dbeta of `group_norm_forward`; dx as in `layer_norm_backward`."""
+    return _backward(dy, cache, out)
+
+
+def instance_norm(x, gamma=None, beta=None, *, axis=1, eps=1e-5, out=None):
+    """Instance normalisation: `instance_norm_forward` without the cache. out may be x."""
+    y, cache = instance_norm_forward(x, gamma, beta, axis=axis, eps=eps)
+    return _write(y, out, cache.gamma, cache.beta)
+
+
+def instance_norm_forward(x, gamma=None, beta=None, *, axis=1, eps=1e-5, out=None):
+    """Normalise each channel of each sample: group normalisation with a group per channel.
+
+    References
+    ----------
+    Ulyanov, Vedaldi, Lempitsky: Instance Normalization, 2016, arXiv:1607.08022.
+    """
+    x, axis, channels = _group_arguments(x, axis)
+    return _group_forward(x, channels, gamma, beta, axis, eps, out)
+
+
+def instance_norm_backward(dy, cache, *, out=None):
+    """Gradients dx, dgamma, dbeta of `instance_norm_forward`; dx as in `layer_norm_backward`."""
+    return _backward(dy, cache, out)
+
+
+# ---- Batch normalisation -------------------------------------------------------------------------
+
+
+def _batch_arguments(x, axis, **parameters):
+    """x, its view, and the parameters checked to be None or of shape (C,)."""
+    x = _floating("x", x)
+    axis = _channel_axis(axis, x.ndim)
+    over = tuple(a for a in range(x.ndim) if a != axis)
+    shape = (x.shape[axis],)
+    checked = (_optional(name, p, shape) for name, p in parameters.items())
+    return x, _View(x.shape, over, along=(axis,)), *checked
+
+
+def _check_running(**statistics):
+    """Running statistics to be updated in place: arrays that can be."""
+    for name, s in statistics.items():
+        if s is None:
+            continue
+        if not isinstance(s, np.ndarray) or s.dtype not in (np.float32, np.float64):
+            raise TypeError(f"{name} must be a float32 or float64 array")
+        if not s.flags.writeable:
+            raise ValueError(f"{name} must be writeable")
+
+
+def _update_running(running, batch, decay):
+    if running is not None:
+        running[...] = decay * running + (1 - decay) * batch.reshape(running.shape)
+
+
+def _given_statistics(mean, var, view, dtype):
+    """Copies, since the running statistics change in place while a cache holds the mean."""
+    return (view.statistic(s.astype(dtype, copy=True)) for s in (mean, var))
+
+
+@np.errstate(all="ignore")
+def batch_norm(x, mean, var, gamma=None, beta=None, *, axis=1, eps=1e-5, out=None):
+    """Batch normalisation with given statistics: ``gamma * (x - mean) / sqrt(var + eps) + beta``.
+
+    mean, var, gamma and beta have shape (C,), C being the length of `axis`. out may be x.
+    """
+    if mean is None or var is None:
+        raise ValueError("batch_norm needs both mean and var")
+    x, view, mean, var, gamma, beta = _batch_arguments(
+        x, axis, mean=mean, var=var, gamma=gamma, beta=beta
+    )
+    stats = _given_statistics(mean, var, view, _working_dtype(x.dtype))
+    y, _ = _normalise(x, *stats, gamma, beta, eps, view)
+    return _write(y, out, mean, var, gamma, beta)
+
+
+@np.errstate(all="ignore")
+def batch_norm_forward(
+    x,
+    gamma=None,
+    beta=None,
+    *,
+    running_mean=None,
+    running_var=None,
+    decay=0.9,
+    ddof=1,
+    training=True,
+    axis=1,
+    eps=1e-5,
+    out=None,
+):
+    """Normalise each channel over the batch and all positions: ``y = gamma * xhat + beta``.
+
+    While training, the running statistics that are given are updated in place::
+
+        running_mean = decay * running_mean + (1 - decay) * mean
+        running_var  = decay * running_var  + (1 - decay) * sum((x - mean)^2) / (n - ddof)
+
+    The variance that normalises is the biased one whatever `ddof`. With ``training=False`` the
+    running statistics normalise, and the backward pass takes them as constants.
+
+    Parameters
+    ----------
+    x : array of 2 dimensions or more with C channels at `axis`
+    gamma, beta : arrays (C,), optional
+    running_mean, running_var : float32 or float64 arrays (C,), optional
+    decay : float
+        The weight of the past; PyTorch's momentum is ``1 - decay``.
+    ddof : int
+        1 as PyTorch has it, 0 as Keras, ONNX and cs231n.
+    training : bool
+    axis : int
+        The channel axis.
+    eps : float
+    out : array like x, optional
+        Receives y.
+
+    Returns
+    -------
+    y : array like x
+    cache : NormCache
+        `mean` and `rstd` have shape (C,).
+
+    Raises
+    ------
+    ValueError
+        If `running_var` cannot be updated because a channel has no more than `ddof` values (none
+        at all leave the statistics as they are), or if ``training=False`` without both of them.
+
+    References
+    ----------
+    Ioffe, Szegedy: Batch Normalization, 2015, arXiv:1502.03167.
+    """
+    if training:
+        _check_running(running_mean=running_mean, running_var=running_var)
+    elif running_mean is None or running_var is None:
+        raise ValueError("training=False needs both running_mean and running_var")
+    x, view, gamma, beta, running_mean, running_var = _batch_arguments(
+        x, axis, gamma=gamma, beta=beta, running_mean=running_mean, running_var=running_var
+    )
+    n = view.count
+    update = training and x.size > 0
+    if update and running_var is not None and n <= ddof:
+        raise ValueError(f"running_var with ddof={ddof} needs more than {n} values per channel")
+
+    if training:
+        mean, var = _moments(x, view)
+    else:
+        mean, var = _given_statistics(running_mean, running_var, view, _working_dtype(x.dtype))
+    y, rstd = _normalise(x, mean, var, gamma, beta, eps, view)
+    y = _write(y, out, x, gamma, beta, running_mean, running_var)
+    if update:
+        _update_running(running_mean, mean, decay)
+        _update_running(running_var, var * (n / max(n - ddof, 1)), decay)
+    mean, rstd = mean.reshape(-1), rstd.reshape(-1)  # (C,)
+    return y, NormCache(x, gamma, beta, mean, rstd, view, frozen=not training)
+
+
+def batch_norm_backward(dy, cache, *, out=None):
+    """Gradients dx, dgamma, dbeta of `batch_norm_forward`, from dy in x's shape.
+
+    ::
+
+        dx = rstd * (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat)),  dxhat = dy * gamma
+        dx = rstd * dxhat                                               if training was False
+        dgamma = sum(dy * xhat),  dbeta = sum(dy)                       over all other axes
+
+    `batch_norm_backward_staged` derives the same dx step by step.
+    """
+    return _backward(dy, cache, out)
+
+
+@np.errstate(all="ignore")
+def batch_norm_backward_staged(dy, cache, *, out=None):
+    """The gradients of `batch_norm_backward`, by walking back through the graph node by node.
+
+    The forward pass::
+
+        (1) mean = sum(x) / n         (4) var = sum(sq) / n           (7) xhat   = xc * rstd
+        (2) xc   = x - mean           (5) std = sqrt(var + eps)       (8) scaled = gamma * xhat
+        (3) sq   = xc^2               (6) rstd = 1 / std              (9) y      = scaled + beta
+
+    Backward, each node turns the gradient of its result into those of its inputs. x feeds nodes 1
+    and 2, xc feeds 3 and 7: where paths meet, the gradients add up. Substituting the steps into one
+    another and cancelling gives the closed form of `batch_norm_backward`.
+    """
+    x, gamma, beta, view = cache.x, cache.gamma, cache.beta, cache.view
+    n, dtype = max(view.count, 1), cache.rstd.dtype
+    given = _shaped("dy", dy, x.shape)
+    dy = view.of(given, dtype)
+    mean, rstd = view.statistic(cache.mean), view.statistic(cache.rstd)
+    xc = view.of(x, dtype) - mean
+    xhat = xc * rstd
+
+    # (9) y = scaled + beta
+    dbeta = view.gradient(dy, beta)
+    dscaled = dy
+    # (8) scaled = gamma * xhat
+    dgamma = view.gradient(dscaled * xhat, gamma)
+    dxhat = dscaled if gamma is None else dscaled * view.parameter(gamma, dtype)
+    # (7) xhat = xc * rstd
+    dxc_7 = dxhat * rstd
+    if cache.frozen:  # mean and rstd are constants: nodes 1 and 3 to 6 are not there
+        dx = dxc_7
+    else:
+        drstd = (dxhat * xc).sum(axis=view.over, keepdims=True)
+        # (6) rstd = 1 / std
+        dstd = -drstd * rstd**2
+        # (5) std = sqrt(var + eps)
+        dvar = dstd * rstd / 2
+        # (4) var = sum(sq) / n
+        dsq = np.broadcast_to(dvar / n, view.shape)
+        # (3) sq = xc^2
+        dxc_3 = 2 * xc * dsq
+        # (2) xc = x - mean
+        dxc = dxc_7 + dxc_3
+        dx_2 = dxc
+        dmean = -dxc.sum(axis=view.over, keepdims=True)
+        # (1) mean = sum(x) / n
+        dx_1 = np.broadcast_to(dmean / n, view.shape)
+        dx = dx_1 + dx_2
+    return _write(dx.astype(x.dtype, copy=False), out, given, x, gamma), dgamma, dbeta
+
+
+# ---- Weight normalisation ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class WeightNormCache:
+    """What weight norm's backward pass needs; w is not kept, it follows from these."""
+
+    v: np.ndarray
+    g: np.ndarray
+    rnorm: np.ndarray  # 1 / norm of each slice, 0 for a slice of zeros; v's shape with ones
+    over: tuple[int, ...]  # the axes of the norm
+
+
+def weight_norm(v, g, *, axis=0, out=None):
+    """Weight normalisation: `weight_norm_forward` without the cache. out may be v."""
+    w, cache = weight_norm_forward(v, g, axis=axis)
+    return _write(w, out, cache.g)
+
+
+@np.errstate(all="ignore")
+def weight_norm_forward(v, g, *, axis=0, out=None):
+    """A direction v with a length g of its own: ``w = g * v / norm(v)``.
+
+    Parameters
+    ----------
+    v : array of any shape
+    g : array
+        Of shape (v.shape[axis],), or v's shape with ones at all axes but `axis`; () for axis=None.
+    axis : int or None
+        The norm is taken over all other axes; None: over all.
+    out : array like v, optional
+        Receives w.
+
+    Returns
+    -------
+    w : array like v
+        Zero where a slice of v is zero and has no direction.
+    cache : WeightNormCache
+
+    References
+    ----------
+    Salimans, Kingma: Weight Normalization, 2016, arXiv:1602.07868.
+    """
+    v = _floating("v", v)
+    kept = () if axis is None else (normalize_axis_index(axis, v.ndim),)
+    over = tuple(a for a in range(v.ndim) if a not in kept)
+    lengths = tuple(1 if a in over else n for a, n in enumerate(v.shape))
+    g = _shaped("g", g, tuple(v.shape[a] for a in kept), lengths)
+
+    u = v.astype(_working_dtype(v.dtype), copy=False)
+    norm = np.sqrt(np.square(u).sum(axis=over, keepdims=True))
+    rnorm = np.divide(1, norm, out=np.zeros_like(norm), where=norm != 0)
+    w = g.astype(u.dtype, copy=False).reshape(lengths) * (u * rnorm)
+    return _write(w.astype(v.dtype, copy=False), out, v, g), WeightNormCache(v, g, rnorm, over)
+
+
+@np.errstate(all="ignore")
+def weight_norm_backward(dy, cache, *, out=None):
+    """Gradients dv, dg of `weight_norm_forward`, from dy, the gradient of w, in v's shape.
+
+    ::
+
+        dg = sum(dy * vhat),  vhat = v / norm(v)
+        dv = g / norm(v) * (dy - vhat * sum(dy * vhat))     the part along v changes no direction
+    """
+    v, g, rnorm, over = cache.v, cache.g, cache.rnorm, cache.over
+    given = _shaped("dy", dy, v.shape)
+    dw = given.astype(rnorm.dtype)
+    vhat = v.astype(rnorm.dtype) * rnorm
+    along = (dw * vhat).sum(axis=over, keepdims=True)
+    dv = g.astype(rnorm.dtype).reshape(rnorm.shape) * rnorm * (dw - vhat * along)
+    dg = along.astype(g.dtype).reshape(g.shape)
+    return _write(dv.astype(v.dtype, copy=False), out, given, v, g), dg
+
+
+# ---- The affine layer ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class AffineCache:
+    """What the affine layer's backward pass needs; bias for the dtype of its gradient only."""
+
+    x: np.ndarray
+    weight: np.ndarray
+    bias: np.ndarray | None
+
+
+def affine(x, weight, bias=None, *, out=None):
+    """The affine layer: `affine_forward` without the cache. out may be x if the shapes agree."""
+    y, cache = affine_forward(x, weight, bias)
+    return _write(y, out, cache.weight, cache.bias)
+
+
+@np.errstate(all="ignore")
+def affine_forward(x, weight, bias=None, *, out=None):
+    """``y = x @ weight + bias`` over the last axis of x.
+
+    Parameters
+    ----------
+    x : array (..., D)
+    weight : array (D, M)
+    bias : array (M,), optional
+    out : array (..., M), optional
+        Receives y.
+
+    Returns
+    -------
+    y : array (..., M) of x's dtype
+    cache : AffineCache
+    """
+    x, weight = _floating("x", x), _floating("weight", weight)
+    if x.ndim < 1 or weight.ndim != 2 or weight.shape[0] != x.shape[-1]:
+        raise ValueError(f"weight must have shape (in, out) for x {x.shape}, got {weight.shape}")
+    bias = _optional("bias", bias, weight.shape[1:])
+    dtype = _working_dtype(x.dtype)
+    y = x.astype(dtype, copy=False) @ weight.astype(dtype, copy=False)
+    if bias is not None:
+        y = y + bias.astype(dtype, copy=False)
+    y = _write(y.astype(x.dtype, copy=False), out, x, weight, bias)
+    return y, AffineCache(x, weight, bias)
+
+
+@np.errstate(all="ignore")
+def affine_backward(dy, cache, *, out=None):
+    """Gradients dx, dweight, dbias of `affine_forward`, from dy (..., M).
+
+    ::
+
+        dx = dy @ weight.T,  dweight = x.T @ dy,  dbias = sum(dy)     x and dy as (rows, columns)
+    """
+    x, weight, bias = cache.x, cache.weight, cache.bias
+    given = _shaped("dy", dy, (*x.shape[:-1], weight.shape[1]))
+    dtype = _working_dtype(x.dtype)
+    dy = given.astype(dtype, copy=False)
+    rows = tuple(range(x.ndim - 1))
+    dx = dy @ weight.astype(dtype, copy=False).T
+    dweight = np.tensordot(x.astype(dtype, copy=False), dy, axes=(rows, rows))  # (D, M)
+    dbias = None if bias is None else dy.sum(axis=rows).astype(bias.dtype)
+    dx = _write(dx.astype(x.dtype, copy=False), out, given, x, weight)
+    return dx, dweight.astype(weight.dtype), dbias
