@@ -42,12 +42,12 @@ def shaped(function, name, value, shape):
 
 def parameter(function, name, value, shape):
     """An optional parameter, contiguous, in its own dtype."""
-    return None if value is None else np.ascontiguousarray(shaped(function, name, value, shape))
+    return None if value is None else contiguous(shaped(function, name, value, shape))
 
 
 def statistic(function, name, value, shape):
     """A required one."""
-    return np.ascontiguousarray(shaped(function, name, value, shape))
+    return contiguous(shaped(function, name, value, shape))
 
 
 def running(function, name, value, shape, *, written):
@@ -124,13 +124,17 @@ def has_internal_overlap(a):
 # Scalars
 
 
-def epsilon(function, eps):
+def real(function, name, value):
     try:
-        value = float(eps)
+        return float(value + 0)  # a string has no + 0, though it may have a float
     except (TypeError, ValueError):
         raise TypeError(
-            f"{function}: eps must be a real number, got {type(eps).__name__}"
+            f"{function}: {name} must be a real number, got {type(value).__name__}"
         ) from None
+
+
+def epsilon(function, eps):
+    value = real(function, "eps", eps)
     if not 0 <= value < float("inf"):
         raise ValueError(f"{function}: eps must be finite and not negative, got {value}")
     return value
@@ -169,12 +173,25 @@ def many_axes(function, axis, ndim):
     return axes
 
 
+# Caches
+
+
+def fields(function, cache, kind):
+    """What a cache of this kind holds."""
+    if type(cache) is not kind:
+        raise TypeError(
+            f"{function}: cache must be what {function.removesuffix('backward')}forward returned, "
+            f"got {type(cache).__name__}"
+        )
+    return cache
+
+
 # Canonical views
 
 
 def contiguous(a, order=None):
     """`a` with its axes in `order`, C-contiguous: `a` itself where it is so already."""
-    return np.ascontiguousarray(a if order is None else a.transpose(order))
+    return np.asarray(a if order is None else a.transpose(order), order="C")
 
 
 def trailing(axes, ndim):

@@ -217,7 +217,7 @@ def affine_backward(dy, cache, *, out=None):
     array([4., 4.])
     """
     function = "affine_backward"
-    x, weight, bias = cache
+    x, weight, bias = _arrays.fields(function, cache, AffineCache)
     dy = _arrays.shaped(function, "dy", dy, (*x.shape[:-1], weight.shape[1]))
     dx = _arrays.output(function, out, x.shape, x.dtype, ("dy", dy), ("x", x), ("weight", weight))
     rows = prod(x.shape[:-1])

@@ -109,12 +109,7 @@ def _infer(x, mean, var, gamma, beta, axis, eps, y, rstd):
 
 
 def _decay(function, decay):
-    try:
-        value = float(decay)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"{function}: decay must be a real number, got {type(decay).__name__}"
-        ) from None
+    value = _arrays.real(function, "decay", decay)
     if not 0 <= value <= 1:
         raise ValueError(f"{function}: decay must be between 0 and 1, got {value}")
     return value
@@ -122,12 +117,7 @@ def _decay(function, decay):
 
 def _correction(function, ddof, count):
     """What turns the biased variance of `count` values into that with ddof degrees less."""
-    try:
-        value = float(ddof)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"{function}: ddof must be a real number, got {type(ddof).__name__}"
-        ) from None
+    value = _arrays.real(function, "ddof", ddof)
     if count and not value < count:
         raise ValueError(
             f"{function}: running_var with ddof={ddof} needs more than {ddof} values a channel, "
@@ -302,7 +292,7 @@ def batch_norm_backward(dy, cache, *, out=None):
     array([2.])
     """
     function = "batch_norm_backward"
-    x, gamma, beta, mean, rstd, axis, frozen = cache
+    x, gamma, beta, mean, rstd, axis, frozen = _arrays.fields(function, cache, BatchNormCache)
     dy = _arrays.shaped(function, "dy", dy, x.shape)
     dx = _arrays.output(function, out, x.shape, x.dtype, ("dy", dy), ("x", x), ("gamma", gamma))
     dgamma = None if gamma is None else np.zeros(gamma.shape, gamma.dtype)

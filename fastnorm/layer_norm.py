@@ -184,7 +184,7 @@ def layer_norm_backward(dy, cache, *, out=None):
     array([1., 1.])
     """
     function = "layer_norm_backward"
-    x, gamma, beta, mean, rstd, axes = cache
+    x, gamma, beta, mean, rstd, axes = _arrays.fields(function, cache, LayerNormCache)
     dy = _arrays.shaped(function, "dy", dy, x.shape)
     dx = _arrays.output(
         function, out, x.shape, x.dtype, ("dy", dy), ("x", x), ("gamma", gamma),

@@ -37,7 +37,7 @@ def _magnitude(function, g, shape, axis):
     if g.shape not in (flat, kept):
         expected = f"{flat}" if flat == kept else f"{flat} or {kept}"
         raise ValueError(f"{function}: g must have shape {expected}, got {g.shape}")
-    return np.ascontiguousarray(g)
+    return _arrays.contiguous(g)
 
 
 def _run(function, v, g, axis, out, *, inference):
@@ -133,15 +133,15 @@ def weight_norm_forward(v, g, *, axis=0, out=None):
     return _run("weight_norm_forward", v, g, axis, out, inference=False)
 
 
-def weight_norm_backward(dw, cache, *, out=None):
+def weight_norm_backward(dy, cache, *, out=None):
     """Gradients of `weight_norm_forward`.
 
-    ``dg = sum(dw * v) / ||v||`` and ``dv = g / ||v|| * (dw - dg * v / ||v||)``, slice by slice: dv is
+    ``dg = sum(dy * v) / ||v||`` and ``dv = g / ||v|| * (dy - dg * v / ||v||)``, slice by slice: dv is
     orthogonal to v.
 
     Parameters
     ----------
-    dw : array_like
+    dy : array_like
         Gradient of the loss with respect to w, of w's shape.
     cache : WeightNormCache
         From `weight_norm_forward`. It may be used again.
@@ -170,15 +170,15 @@ def weight_norm_backward(dw, cache, *, out=None):
     array([0.6])
     """
     function = "weight_norm_backward"
-    v, g, norm, axis = cache
-    dw = _arrays.shaped(function, "dw", dw, v.shape)
-    dv = _arrays.output(function, out, v.shape, v.dtype, ("dw", dw), ("v", v), ("g", g))
+    v, g, norm, axis = _arrays.fields(function, cache, WeightNormCache)
+    dy = _arrays.shaped(function, "dy", dy, v.shape)
+    dv = _arrays.output(function, out, v.shape, v.dtype, ("dy", dy), ("v", v), ("g", g))
     dg = np.zeros(g.shape, g.dtype)
     n, c, s = _view(v.shape, axis)
     if v.size:
         filled = _arrays.kernel_output(dv)
         _kernel.backward(
-            _arrays.contiguous(dw.astype(v.dtype, copy=False)), _arrays.contiguous(v),
+            _arrays.contiguous(dy.astype(v.dtype, copy=False)), _arrays.contiguous(v),
             g, norm, n, c, s, filled, dg, get_num_threads(),
         )
         _arrays.deliver(filled, dv)

@@ -8,10 +8,11 @@ each element with its channel's coefficients. The elements lie in one of two way
     columns     S is short or 1: rows of C·S columns are reduced over N (columns.pxd), then the columns
                 of each channel are folded; very narrow rows are taken several at a time (`repeats`)
 
-The work is a grid of ranges (of planes or rows) by tiles (of channels). Where one range takes in a whole
-channel, a block does everything to its tile while that is in cache; else there are two phases, the second in
-the reverse order, so that it begins with what the first left in cache. The grid depends on the shape
-alone, and partial results are combined in its order: any number of threads gives the same bits.
+The work is a grid of ranges (of planes or rows) by tiles (of channels). Where there are tiles enough, a block
+takes all ranges of its tile and does everything to it while that is in cache; else there are two phases, the
+second in the reverse order, so that it begins with what the first left in cache. The grid depends on the
+shape alone, and partial results are combined in its order: any number of threads gives the same bits.
+Of planes, the ranges depend on N and S only: a channel's result does not depend on how many there are.
 """
 
 from libc.stdlib cimport free, malloc
@@ -33,6 +34,7 @@ cdef enum:
     CACHED_BYTES = 524288       # of a tile that a block finds again in cache
     MAX_TILE = 16               # channels in a tile of planes
     RANGE_ROWS = 256            # keeps a range's partial results small beside its rows
+    RANGE_ELEMENTS = 32768      # of a channel in a range of planes, at least
 
 cdef enum Reduction:
     NO_REDUCTION                # the coefficients are given
@@ -82,6 +84,7 @@ cdef struct Channels:
     Py_ssize_t tail             # columns of the incomplete last row, where there is one
     Py_ssize_t ranges, units_per_range
     Py_ssize_t tiles, channels_per_tile
+    bint whole_tiles            # a block takes all ranges of its tile
 
     double* first               # (ranges, width)
     double* second              # (ranges, width)
@@ -109,7 +112,8 @@ cdef inline void plan_columns(Channels* t, Py_ssize_t itemsize) noexcept nogil:
     t.channels_per_tile = t.c
     t.ranges, t.units_per_range = 1, t.units
     fewest = min(t.c, ceil_div(TILE_BYTES, t.s * itemsize))
-    if t.repeats == 1 and t.n * fewest * t.s * itemsize <= CACHED_BYTES:
+    t.whole_tiles = t.repeats == 1 and t.n * fewest * t.s * itemsize <= CACHED_BYTES
+    if t.whole_tiles:
         t.channels_per_tile = max(fewest, min(t.c, 2 * BLOCK_BYTES // (t.n * t.s * itemsize)))
     else:
         t.units_per_range = max(<Py_ssize_t> RANGE_ROWS, ceil_div(t.units, MAX_PARTIALS))
@@ -128,12 +132,13 @@ cdef inline void plan_planes(Channels* t, Py_ssize_t itemsize) noexcept nogil:
     t.width = t.c
     t.pieces = ceil_div(t.s, CHUNK)
     t.units = t.n * t.pieces
-    t.ranges, t.units_per_range, t.channels_per_tile = 1, t.units, 1
-    if t.c < MAX_PARTIALS // 2 and channel > CACHED_BYTES:
-        t.ranges = min(t.units, ceil_div(MAX_PARTIALS, t.c))
-        t.units_per_range = ceil_div(t.units, t.ranges)
-        t.ranges = ceil_div(t.units, t.units_per_range)
-    else:
+    t.units_per_range = max(
+        ceil_div(RANGE_ELEMENTS, min(t.s, <Py_ssize_t> CHUNK)), ceil_div(t.units, MAX_PARTIALS)
+    )
+    t.ranges = ceil_div(t.units, t.units_per_range)
+    t.whole_tiles = t.ranges == 1 or t.c >= MAX_PARTIALS // 2
+    t.channels_per_tile = 1
+    if t.whole_tiles:
         tile = max(BLOCK_BYTES // channel, BLOCK_BYTES // 8 // plane)
         t.channels_per_tile = max(min(min(tile, t.c), <Py_ssize_t> MAX_TILE), <Py_ssize_t> 1)
 
@@ -155,10 +160,9 @@ cdef struct Block:
     Py_ssize_t first_column, last_column
 
 
-cdef inline Block block_at(Channels* t, Py_ssize_t index) noexcept nogil:
+cdef inline Block block_at(Channels* t, Py_ssize_t range_, Py_ssize_t tile) noexcept nogil:
     cdef Block b
-    cdef Py_ssize_t tile = index % t.tiles
-    b.range = index // t.tiles
+    b.range = range_
     b.first_channel = tile * t.channels_per_tile
     b.last_channel = min(b.first_channel + t.channels_per_tile, t.c)
     b.first_unit = b.range * t.units_per_range
@@ -174,7 +178,7 @@ cdef inline Block block_at(Channels* t, Py_ssize_t index) noexcept nogil:
 
 cdef inline Py_ssize_t range_count(Channels* t, Py_ssize_t index) noexcept nogil:
     """Elements that a range adds to a channel (planes) or to a column."""
-    cdef Block b = block_at(t, index * t.tiles)
+    cdef Block b = block_at(t, index, 0)
     cdef Py_ssize_t count = b.last_unit - b.first_unit
     if not t.planes:
         return count
@@ -418,7 +422,12 @@ cdef inline void combine_ranges(Channels* t, Py_ssize_t start, Py_ssize_t stop) 
             weight = <double> count / whole
             tail_weight = <double> count / (whole + 1)
             for j in range(start, min(last, range_width(t, r))):
-                mean[j - start] += first[base + j] * (tail_weight if j < t.tail else weight)
+                # Relative to the first: equal means have that mean exactly.
+                mean[j - start] += (first[base + j] - first[j]) * (
+                    tail_weight if j < t.tail else weight
+                )
+        for j in range(start, last):
+            mean[j - start] += first[j]
         for r in range(t.ranges):
             base = r * t.width
             count = range_count(t, r)
@@ -527,30 +536,34 @@ cdef inline void map_tile(Channels* t, Block b) noexcept nogil:
         )
 
 
-cdef inline void whole_block(void* task, Py_ssize_t index) noexcept nogil:
+cdef inline void whole_block(void* task, Py_ssize_t tile) noexcept nogil:
     cdef Channels* t = <Channels*> task
-    cdef Block b = block_at(t, index)
-    prepare_channels(t, b)
-    reduce_tile(t, b)
-    finish_channels(t, b)
-    map_tile(t, b)
+    cdef Py_ssize_t r
+    prepare_channels(t, block_at(t, 0, tile))
+    for r in range(t.ranges):
+        reduce_tile(t, block_at(t, r, tile))
+    finish_channels(t, block_at(t, 0, tile))
+    for r in range(t.ranges - 1, -1, -1):
+        map_tile(t, block_at(t, r, tile))
 
 
-cdef inline void prepare_block(void* task, Py_ssize_t index) noexcept nogil:
-    prepare_channels(<Channels*> task, block_at(<Channels*> task, index))
+cdef inline void prepare_block(void* task, Py_ssize_t tile) noexcept nogil:
+    prepare_channels(<Channels*> task, block_at(<Channels*> task, 0, tile))
 
 
 cdef inline void reduce_block(void* task, Py_ssize_t index) noexcept nogil:
-    reduce_tile(<Channels*> task, block_at(<Channels*> task, index))
+    cdef Channels* t = <Channels*> task
+    reduce_tile(t, block_at(t, index // t.tiles, index % t.tiles))
 
 
-cdef inline void finish_block(void* task, Py_ssize_t index) noexcept nogil:
-    finish_channels(<Channels*> task, block_at(<Channels*> task, index))
+cdef inline void finish_block(void* task, Py_ssize_t tile) noexcept nogil:
+    finish_channels(<Channels*> task, block_at(<Channels*> task, 0, tile))
 
 
 cdef inline void map_block(void* task, Py_ssize_t index) noexcept nogil:
     cdef Channels* t = <Channels*> task
-    map_tile(t, block_at(t, t.ranges * t.tiles - 1 - index))
+    cdef Py_ssize_t reverse = t.ranges * t.tiles - 1 - index
+    map_tile(t, block_at(t, reverse // t.tiles, reverse % t.tiles))
 
 
 cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
@@ -567,7 +580,7 @@ cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
     t.first = <double*> memory
     t.second = <double*> (memory + partials)
     t.coefficients = memory + 2 * partials
-    if t.ranges == 1 and t.reduction != NO_REDUCTION:
+    if t.whole_tiles and t.reduction != NO_REDUCTION:
         parallel_for(whole_block, t, t.tiles, team)
     else:
         parallel_for(prepare_block, t, t.tiles, team)

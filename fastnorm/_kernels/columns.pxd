@@ -1,14 +1,21 @@
 """Primitives over a strip of columns of a row-major matrix: one accumulator, one coefficient a column.
 
-The columns are the vector; rows are taken four at a time, so that the accumulators are loaded and stored
-once for four of them. Each column adds its rows in their order, whatever the vectors' width.
+The columns are the vector; rows are taken eight (or two) at a time, so that the accumulators are loaded and
+stored once for all of them. Eight rows are added up among themselves first: a short sum, see
+`add_centred_sums` in rows.pxd. The order of the additions is the same for any width of vectors.
 """
 
 from fastnorm._kernels.arrays cimport real
 
 cdef enum:
     STRIP = 256         # columns whose accumulators live on the stack
-    FLUSH = 32          # rows added in the type of x before they go into double
+    FLUSH = 64          # rows added in the type of x before they go into double
+
+
+cdef inline real tree(
+    real a, real b, real c, real d, real e, real f, real g, real h
+) noexcept nogil:
+    return ((a + b) + (c + d)) + ((e + f) + (g + h))
 
 
 cdef inline void column_sums(
@@ -16,22 +23,19 @@ cdef inline void column_sums(
 ) noexcept nogil:
     """sums += Σ_rows x"""
     cdef Py_ssize_t i = 0, j
-    cdef const real *a
-    cdef const real *b
-    cdef const real *c
-    cdef const real *d
-    while i + 4 <= rows:
-        a = x + i * stride
-        b = a + stride
-        c = b + stride
-        d = c + stride
+    cdef const real* r
+    while i + 8 <= rows:
+        r = x + i * stride
         for j in range(n):
-            sums[j] = (((sums[j] + a[j]) + b[j]) + c[j]) + d[j]
-        i += 4
+            sums[j] += tree(
+                r[j], r[j + stride], r[j + 2 * stride], r[j + 3 * stride],
+                r[j + 4 * stride], r[j + 5 * stride], r[j + 6 * stride], r[j + 7 * stride],
+            )
+        i += 8
     while i < rows:
-        a = x + i * stride
+        r = x + i * stride
         for j in range(n):
-            sums[j] += a[j]
+            sums[j] += r[j]
         i += 1
 
 
@@ -41,30 +45,28 @@ cdef inline void column_centred_sums(
 ) noexcept nogil:
     """sums += Σ_rows (x - centre);  squares += Σ_rows (x - centre)²"""
     cdef Py_ssize_t i = 0, j
-    cdef real p, q, r, s
-    cdef const real *a
-    cdef const real *b
-    cdef const real *c
-    cdef const real *d
-    while i + 4 <= rows:
-        a = x + i * stride
-        b = a + stride
-        c = b + stride
-        d = c + stride
+    cdef real a, b, c, d, e, f, g, h
+    cdef const real* r
+    while i + 8 <= rows:
+        r = x + i * stride
         for j in range(n):
-            p = a[j] - centre[j]
-            q = b[j] - centre[j]
-            r = c[j] - centre[j]
-            s = d[j] - centre[j]
-            sums[j] = (((sums[j] + p) + q) + r) + s
-            squares[j] = (((squares[j] + p * p) + q * q) + r * r) + s * s
-        i += 4
+            a = r[j] - centre[j]
+            b = r[j + stride] - centre[j]
+            c = r[j + 2 * stride] - centre[j]
+            d = r[j + 3 * stride] - centre[j]
+            e = r[j + 4 * stride] - centre[j]
+            f = r[j + 5 * stride] - centre[j]
+            g = r[j + 6 * stride] - centre[j]
+            h = r[j + 7 * stride] - centre[j]
+            sums[j] += tree(a, b, c, d, e, f, g, h)
+            squares[j] += tree(a * a, b * b, c * c, d * d, e * e, f * f, g * g, h * h)
+        i += 8
     while i < rows:
-        a = x + i * stride
+        r = x + i * stride
         for j in range(n):
-            p = a[j] - centre[j]
-            sums[j] += p
-            squares[j] += p * p
+            a = r[j] - centre[j]
+            sums[j] += a
+            squares[j] += a * a
         i += 1
 
 

@@ -3,8 +3,8 @@
 
     w = g·v/‖v‖,  the norm of a channel over N and S
 
-    dg = Σdw·v/‖v‖
-    dv = g/‖v‖·(dw - dg·v/‖v‖)
+    dg = Σdy·v/‖v‖
+    dv = g/‖v‖·(dy - dg·v/‖v‖)
 
 Kept for the backward pass: the norms. A channel of zeros has w = 0 and zero gradients.
 channels.pxd walks the view; here is what happens to the two numbers of a channel.
@@ -93,7 +93,7 @@ def forward(
 
 
 def backward(
-    cnp.ndarray dw,             # IN (N, C, S)
+    cnp.ndarray dy,             # IN (N, C, S)
     cnp.ndarray v,              # IN (N, C, S)
     cnp.ndarray g,              # IN (C,)
     cnp.ndarray norm,           # IN (C,) float64
@@ -108,7 +108,7 @@ def backward(
     plan(&task.channels, dtype_of(v), n, c, s)
     task.channels.reduction, task.channels.map = GRADIENT_SUMS, GRADIENT
     task.channels.prepare, task.channels.finish = prepare_backward, finish_backward
-    task.channels.x, task.channels.dy = data_of(v), data_of(dw)
-    task.channels.source, task.channels.y = data_of(dw), data_of(dv)
+    task.channels.x, task.channels.dy = data_of(v), data_of(dy)
+    task.channels.source, task.channels.y = data_of(dy), data_of(dv)
     task.g, task.norm, task.dg = vector_of(g), vector_of(norm), vector_of(dg)
     run_weight_norm(&task, "weight_norm_backward", num_threads)

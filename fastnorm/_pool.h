@@ -1,0 +1,28 @@
+/* The thread pool of fastnorm. _pool.cpp explains how it works. */
+
+#ifndef FASTNORM_POOL_H
+#define FASTNORM_POOL_H
+
+#include <stddef.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Computes one block of a task. Must not throw, and must not need the Python API. */
+typedef void (*fastnorm_block_function)(void *task, ptrdiff_t block);
+
+/* Calls function(task, block) once for each block in [0, num_blocks), on at most num_threads
+   threads, of which the calling thread is one, and returns when all calls have returned.
+   The order of the calls and the thread of each are not specified. */
+void fastnorm_parallel_for(fastnorm_block_function function, void *task, ptrdiff_t num_blocks,
+                           int num_threads);
+
+/* The number of worker threads that this process has now (the callers do not count). */
+int fastnorm_pool_size(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
