@@ -1,0 +1,76 @@
+"""What the tests share: parametrisation from the registry, and fresh interpreters.
+
+A test that asks for `operation`, or for `operation` and `case`, runs for each of the registry;
+`dtype`, `pass_` and `layout` take all of their values too. What a test parametrises itself is left
+alone.
+"""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fastnorm._registry import DTYPES, LAYOUTS, OPERATIONS, PASSES, every_case
+
+
+def pytest_generate_tests(metafunc):
+    own = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    own = {
+        name for names in own for name in (names.split(",") if isinstance(names, str) else names)
+    }
+    wanted = set(metafunc.fixturenames) - own
+
+    if {"operation", "case"} <= wanted:
+        pairs = list(every_case())
+        ids = [f"{operation.name}-{case.label}" for operation, case in pairs]
+        metafunc.parametrize(("operation", "case"), pairs, ids=ids)
+    elif "operation" in wanted:
+        metafunc.parametrize("operation", OPERATIONS, ids=repr)
+    if "dtype" in wanted:
+        metafunc.parametrize("dtype", DTYPES, ids=str)
+    if "pass_" in wanted:
+        metafunc.parametrize("pass_", PASSES)
+    if "layout" in wanted:
+        metafunc.parametrize("layout", LAYOUTS)
+
+
+@pytest.fixture
+def rng():
+    """A generator of random numbers, the same for every test."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def square(operation):
+    """A case of the operation whose result is as large as its first argument."""
+    for case in operation.cases:
+        arrays = operation.draw(case, np.float32)
+        first = arrays[operation.inputs[0]]
+        if arrays["dy"].shape == first.shape and first.size > 500:
+            return case
+    raise LookupError(f"{operation} has no such case")
+
+
+@pytest.fixture
+def run_python(tmp_path):
+    """A function that runs Python code in a fresh interpreter, away from the checkout."""
+
+    def run(*command, timeout=60, check=True, **environment):
+        if len(command) == 1:
+            command = ("-W", "error", "-c", *command)
+        environment = {key: str(value) for key, value in environment.items()}
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("FASTNORM", "OMP"))}
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=tmp_path,
+            env=inherited | environment,
+            timeout=timeout,
+            capture_output=True,
+            text=True,
+        )
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    return run

@@ -1,0 +1,471 @@
+"""Errors, overlapping memory, the number of threads and the environment."""
+
+import re
+import threading
+
+import numpy as np
+import pytest
+
+import fastnorm as fn
+from fastnorm._registry import AFFINE, BATCH_NORM, LAYER_NORM, OPERATIONS, PASSES, WEIGHT_NORM
+from fastnorm.testing import check_gradients
+
+
+def assert_raises(error, message, operation, pass_, case, arrays, **more):
+    """The pass raises the error, with a message that begins so, and leaves all arrays unchanged.
+
+    Arguments of backward's forward are right, so that only `dy` and `out` can be wrong there.
+    """
+    involved = [a for a in (*arrays.values(), *more.values()) if isinstance(a, np.ndarray)]
+    call = operation.bind(fn, pass_, case, arrays, **more)
+    before = [a.tobytes() for a in involved]
+    with pytest.raises(error, match=f"^{operation.function(pass_)}: {message}"):
+        call()
+    assert [a.tobytes() for a in involved] == before
+
+
+def array_arguments(operation):
+    """Every function with the name of each of its array arguments."""
+    for pass_ in PASSES:
+        names = {
+            "inference": (operation.inputs[0], *operation.given, *operation.inputs[1:]),
+            "forward": (*operation.inputs, *operation.state),
+            "backward": ("dy",),
+        }
+        for name in names[pass_]:
+            yield operation, pass_, name
+
+
+ARGUMENTS = [triple for operation in OPERATIONS for triple in array_arguments(operation)]
+OPTIONAL = ("gamma", "beta", "bias", *BATCH_NORM.state)
+
+
+def over(arguments):
+    """Parametrise a test over array arguments of functions."""
+    ids = [f"{operation.function(pass_)}-{name}" for operation, pass_, name in arguments]
+    return pytest.mark.parametrize(("operation", "pass_", "name"), arguments, ids=ids)
+
+
+# ---- shapes --------------------------------------------------------------------------------------
+
+
+@over([(o, pass_, name) for o, pass_, name in ARGUMENTS if name != o.inputs[0]])
+def test_wrong_shape(operation, pass_, name):
+    """``layer_norm: gamma must have shape (768,), got (512,)``"""
+    case = operation.typical
+    arrays = operation.draw(case, np.float32)
+    shape = arrays[name].shape
+    wrong_shapes = [(*shape, 2), (2, *shape), (shape[0] + 1, *shape[1:]), shape[1:]]
+    for wrong in wrong_shapes:
+        message = rf"{name} must have shape .*, got {re.escape(str(wrong))}"
+        assert_raises(
+            ValueError, message, operation, pass_, case, arrays | {name: np.ones(wrong, np.float32)}
+        )
+        if name not in ("g", "weight"):  # of which more than one shape is right
+            message = rf"{name} must have shape {re.escape(str(shape))}, got"
+            arrays_ = arrays | {name: np.ones(wrong, np.float32)}
+            assert_raises(ValueError, message, operation, pass_, case, arrays_)
+
+
+def test_the_example_of_an_error():
+    with pytest.raises(
+        ValueError, match=r"^layer_norm: gamma must have shape \(768,\), got \(512,\)$"
+    ):
+        fn.layer_norm(np.ones((4, 768), np.float32), np.ones(512, np.float32))
+
+
+def test_an_error_of_weight_names_the_width_of_x():
+    with pytest.raises(ValueError, match=r"^affine: weight must have shape \(5, .*got \(4, 3\)"):
+        fn.affine(np.ones((2, 5)), np.ones((4, 3)))
+
+
+@pytest.mark.parametrize("shape", [(), (5,)])
+@pytest.mark.parametrize("pass_", ["inference", "forward"])
+def test_batch_norm_needs_two_dimensions(shape, pass_):
+    arrays = BATCH_NORM.draw(BATCH_NORM.typical, np.float32) | {"x": np.ones(shape, np.float32)}
+    message = "x must have .*2 dimensions.*, got "
+    assert_raises(ValueError, message, BATCH_NORM, pass_, BATCH_NORM.typical, arrays)
+
+
+def test_scalars_have_no_axis():
+    with pytest.raises(ValueError, match=r"^layer_norm: "):
+        fn.layer_norm(1.0)
+    with pytest.raises(ValueError, match=r"^weight_norm: "):
+        fn.weight_norm(1.0, 1.0)
+    with pytest.raises(ValueError, match=r"^affine: "):
+        fn.affine(1.0, np.ones((1, 1)))
+
+
+# ---- types ---------------------------------------------------------------------------------------
+
+WRONG_ARRAYS = {
+    "integers": lambda a: a.astype(np.int32),
+    "booleans": lambda a: a.astype(bool),
+    "complex": lambda a: a.astype(np.complex64),
+    "objects": lambda a: a.astype(object),
+    "masked": lambda a: np.ma.masked_array(a, mask=a > 1e6),
+    "foreign-endian": lambda a: a.astype(a.dtype.newbyteorder()),
+    "strings": lambda a: a.astype(str),
+    "longdouble": lambda a: a.astype(np.longdouble),
+    "integer list": lambda a: np.ones(a.shape, int).tolist(),
+}
+if np.dtype(np.longdouble).itemsize == 8:
+    del WRONG_ARRAYS["longdouble"]
+
+
+@over([triple for triple in ARGUMENTS if triple[2] not in OPTIONAL])
+def test_missing_argument(operation, pass_, name):
+    case = operation.typical
+    arrays = operation.draw(case, np.float32) | {name: None}
+    assert_raises(TypeError, f"{name} must be ", operation, pass_, case, arrays)
+
+
+@over(ARGUMENTS)
+@pytest.mark.parametrize("wrong", WRONG_ARRAYS)
+def test_wrong_type(operation, pass_, name, wrong):
+    """The dtypes that work are named."""
+    case = operation.typical
+    arrays = operation.draw(case, np.float32)
+    arrays[name] = WRONG_ARRAYS[wrong](arrays[name])
+    message = f"{name} must be an array of float32 or float64, got "
+    if name in operation.state and isinstance(arrays[name], list):
+        message = f"{name} must be an ndarray, got list"  # to be written to
+    assert_raises(TypeError, message, operation, pass_, case, arrays)
+
+
+@pytest.mark.parametrize("name", BATCH_NORM.state)
+@pytest.mark.parametrize("training", [True, False])
+def test_running_statistics_are_arrays_to_write(name, training):
+    case = BATCH_NORM.typical
+    arrays = BATCH_NORM.draw(case, np.float32)
+    call = {"x": arrays["x"], "training": training} | {n: arrays[n] for n in BATCH_NORM.state}
+    if training:
+        with pytest.raises(TypeError, match=f"^batch_norm_forward: {name} must be an ndarray"):
+            fn.batch_norm_forward(**call | {name: arrays[name].tolist()})
+    frozen = arrays[name].copy()
+    frozen.flags.writeable = False
+    if training:
+        with pytest.raises(ValueError, match=f"^batch_norm_forward: {name} must .*writ"):
+            fn.batch_norm_forward(**call | {name: frozen})
+    else:
+        fn.batch_norm_forward(**call | {name: frozen})  # which are only read
+
+
+@pytest.mark.parametrize("missing", [("running_mean",), ("running_var",), BATCH_NORM.state])
+def test_frozen_batch_norm_needs_both_statistics(missing):
+    arrays = {name: np.ones(3) for name in BATCH_NORM.state if name not in missing}
+    with pytest.raises(ValueError, match=rf"^batch_norm_forward: .*needs {missing[0]}, got"):
+        fn.batch_norm_forward(np.ones((4, 3)), training=False, **arrays)
+
+
+@pytest.mark.parametrize("cache", [None, np.ones((4, 3)), ()])
+def test_wrong_cache(operation, cache):
+    backward = getattr(fn, operation.function("backward"))
+    with pytest.raises(TypeError, match=f"^{operation.name}_backward: cache must be"):
+        backward(np.ones((4, 3)), cache)
+
+
+def test_cache_of_another_operation():
+    _, cache = fn.weight_norm_forward(np.ones((4, 3)), np.ones(4))
+    with pytest.raises(TypeError, match=r"^layer_norm_backward: cache must be"):
+        fn.layer_norm_backward(np.ones((4, 3)), cache)
+
+
+# ---- options -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pass_", ["inference", "forward"])
+@pytest.mark.parametrize("operation", [LAYER_NORM, BATCH_NORM, WEIGHT_NORM], ids=repr)
+@pytest.mark.parametrize(
+    ("axis", "error"),
+    [(2, ValueError), (-3, ValueError), (1.0, TypeError), ("0", TypeError), ([0, "1"], TypeError)],
+)
+def test_wrong_axis(operation, pass_, axis, error):
+    case = operation.cases[2]
+    arrays = operation.draw(case, np.float32)
+    assert_raises(error, "axis ", operation, pass_, case_with(case, axis=axis), arrays)
+
+
+def case_with(case, **options):
+    """The case with other options."""
+    return type(case)(case.label, case.shape, {**case.options, **options}, case.forward_options)
+
+
+@pytest.mark.parametrize("axis", [(0, 0), (1, -1), ()])
+def test_wrong_axes_of_layer_norm(axis):
+    with pytest.raises(ValueError, match=r"^layer_norm: axis "):
+        fn.layer_norm(np.ones((4, 3)), axis=axis)
+
+
+@pytest.mark.parametrize("axis", [(0,), (0, 1), None])
+def test_batch_norm_has_one_channel_axis(axis):
+    with pytest.raises(TypeError, match=r"^batch_norm_forward: axis "):
+        fn.batch_norm_forward(np.ones((4, 3)), axis=axis)
+
+
+@pytest.mark.parametrize("pass_", ["inference", "forward"])
+@pytest.mark.parametrize("operation", [LAYER_NORM, BATCH_NORM], ids=repr)
+@pytest.mark.parametrize(
+    ("eps", "error"),
+    [(-1e-5, ValueError), (np.nan, ValueError), ("small", TypeError), (None, TypeError)],
+)
+def test_wrong_eps(operation, pass_, eps, error):
+    case = operation.typical
+    arrays = operation.draw(case, np.float32)
+    assert_raises(error, "eps must ", operation, pass_, case_with(case, eps=eps), arrays)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error"),
+    [
+        ("decay", -0.1, ValueError),
+        ("decay", 1.1, ValueError),
+        ("decay", np.nan, ValueError),
+        ("decay", "slow", TypeError),
+        ("ddof", 4, ValueError),
+        ("ddof", "1", TypeError),
+    ],
+)
+def test_wrong_moving_average(option, value, error):
+    running = {name: np.ones(3) for name in BATCH_NORM.state}
+    with pytest.raises(error, match=f"^batch_norm_forward: .*{option}"):
+        fn.batch_norm_forward(np.ones((4, 3)), **running, **{option: value})
+    assert all((array == 1).all() for array in running.values())
+
+
+# ---- out -----------------------------------------------------------------------------------------
+
+
+def read_only(array):
+    array.flags.writeable = False
+    return array
+
+
+@pytest.mark.parametrize(
+    ("error", "wrong"),
+    [
+        (ValueError, lambda out: np.ones((*out.shape, 1), out.dtype)),
+        (ValueError, lambda out: np.ones((*out.shape[::-1], 2), out.dtype)),
+        (TypeError, lambda out: np.ones(out.shape, np.float64)),
+        (TypeError, lambda out: np.ones(out.shape, np.int32)),
+        (TypeError, lambda out: np.ones(out.shape).astype(out.dtype.newbyteorder())),
+        (ValueError, read_only),
+        (TypeError, lambda out: out.tolist()),
+    ],
+    ids=["dimensions", "shape", "dtype", "integers", "foreign-endian", "read-only", "list"],
+)
+def test_wrong_out(operation, pass_, error, wrong):
+    case = operation.typical
+    arrays = operation.draw(case, np.float32)
+    out = wrong(operation.blank(pass_, arrays))
+    assert_raises(error, "out must ", operation, pass_, case, arrays, out=out)
+
+
+def overlapping(array, shift):
+    """Two arrays of the shape of `array`, the second `shift` elements further in memory."""
+    memory = np.zeros(array.size + shift, array.dtype)
+    views = [memory[k : k + array.size].reshape(array.shape) for k in (0, shift)]
+    views[0][...] = array
+    return views
+
+
+@pytest.mark.parametrize("shift", [1, 100])
+@pytest.mark.parametrize("order", [1, -1])
+def test_out_overlaps_the_input(operation, square, pass_, shift, order):
+    """Part of the input may not be overwritten while it is read: not x, and in backward not dy."""
+    for name in (operation.inputs[0], "dy") if pass_ == "backward" else operation.inputs[:1]:
+        arrays = operation.draw(square, np.float32)
+        given, out = overlapping(arrays[name], shift)[::order]
+        given[...] = arrays[name]
+        arrays[name] = given
+        assert_raises(ValueError, "out .*overlap", operation, pass_, square, arrays, out=out)
+
+
+@pytest.mark.parametrize("pass_", ["forward", "backward"])
+def test_out_is_the_input_of_training(operation, square, pass_):
+    """Backward needs x: forward may not overwrite it, nor backward, whose cache serves twice."""
+    for name in (operation.inputs[0], "dy") if pass_ == "backward" else operation.inputs[:1]:
+        arrays = operation.draw(square, np.float32)
+        assert_raises(
+            ValueError, "out .*overlap", operation, pass_, square, arrays, out=arrays[name]
+        )
+
+
+@pytest.mark.parametrize("pass_", ["inference", "forward"])
+def test_out_overlaps_a_parameter(operation, pass_):
+    case = operation.typical
+    arrays = operation.draw(case, np.float32)
+    parameter = operation.inputs[1]
+    size = arrays[parameter].size
+    memory = np.zeros(arrays["dy"].size + size, np.float32)
+    out = memory[: arrays["dy"].size].reshape(arrays["dy"].shape)
+    inside = memory[5 : 5 + size].reshape(arrays[parameter].shape)
+    inside[...] = arrays[parameter]
+    arrays[parameter] = inside
+    assert_raises(ValueError, "out .*overlap", operation, pass_, case, arrays, out=out)
+
+
+def test_interleaved_arrays_do_not_overlap(operation, square, dtype):
+    """x in the even columns, out in the odd ones of the same memory: no element in common."""
+    arrays = operation.draw(square, dtype)
+    first = operation.inputs[0]
+    expected = operation.run(fn, "forward", square, arrays)["y"]
+    memory = np.zeros((*expected.shape[:-1], 2 * expected.shape[-1]), dtype)
+    x, out = memory[..., ::2], memory[..., 1::2]
+    x[...] = arrays[first]
+    y = operation.run(fn, "forward", square, arrays | {first: x}, out=out)["y"]
+    assert y is out
+    np.testing.assert_array_equal(y, expected)
+
+
+# ---- check_gradients takes fastnorm's functions --------------------------------------------------
+
+
+def test_check_gradients_finds_a_wrong_gradient(rng):
+    def backward(dy, cache):
+        dx, dgamma, dbeta = fn.layer_norm_backward(dy, cache)
+        return dx, dgamma * 1.001, dbeta
+
+    x, gamma, beta = rng.standard_normal((3, 5)), np.ones(5), np.ones(5)
+    with pytest.raises(AssertionError, match="gradient of gamma"):
+        check_gradients(fn.layer_norm_forward, backward, x, gamma, beta)
+
+
+# ---- the number of threads -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def restored():
+    """Sets the process's number of threads back."""
+    before = fn.get_num_threads()
+    yield before
+    fn.set_num_threads(before)
+
+
+def test_set_num_threads(restored):
+    assert restored >= 1
+    for n in (1, 3, np.int64(2)):
+        fn.set_num_threads(n)
+        assert fn.get_num_threads() == n
+        assert type(fn.get_num_threads()) is int
+
+
+@pytest.mark.parametrize("function", ["set_num_threads", "num_threads"])
+@pytest.mark.parametrize(
+    ("n", "error"),
+    [(0, ValueError), (-1, ValueError), (1.0, TypeError), ("2", TypeError), (None, TypeError)],
+)
+def test_wrong_number_of_threads(function, n, error, restored):
+    with pytest.raises(error, match=f"^{function}: n must be .*, got "):
+        enter(getattr(fn, function)(n))
+    assert fn.get_num_threads() == restored
+
+
+def enter(manager):
+    with manager:
+        pass
+
+
+def test_num_threads_nests_and_is_restored(restored):
+    with fn.num_threads(3):
+        with fn.num_threads(2):
+            assert fn.get_num_threads() == 2
+        assert fn.get_num_threads() == 3
+        fn.set_num_threads(5)
+        assert fn.get_num_threads() == 3
+    assert fn.get_num_threads() == 5
+    with pytest.raises(KeyError), fn.num_threads(2):
+        raise KeyError
+    assert fn.get_num_threads() == 5
+
+
+def test_num_threads_is_this_threads_alone(restored):
+    seen = []
+
+    def look():
+        seen.append(fn.get_num_threads())
+
+    with fn.num_threads(restored + 1):
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+    assert seen == [restored]
+
+
+@pytest.mark.parametrize("variable", ["FASTNORM_NUM_THREADS", "OMP_NUM_THREADS"])
+def test_environment_limits_threads(run_python, variable):
+    code = "import fastnorm as fn; print(fn.get_num_threads())"
+    default = int(run_python(code).stdout)
+    assert default >= 1
+    assert int(run_python(code, **{variable: 1}).stdout) == 1
+    assert int(run_python(code, **{variable: 1000}).stdout) == default
+    both = {"FASTNORM_NUM_THREADS": 1000, "OMP_NUM_THREADS": 1000, variable: 1}
+    assert int(run_python(code, **both).stdout) == 1
+
+
+# ---- the configuration ---------------------------------------------------------------------------
+
+
+def test_show_config(capsys):
+    config = fn.show_config(mode="dicts")
+    assert {"version", "isa", "isas", "num_threads", "blas"} <= set(config)
+    assert config["version"] == fn.__version__
+    assert config["isa"] in config["isas"]
+    assert isinstance(config["isas"], list)
+    assert config["num_threads"] == fn.get_num_threads()
+    assert capsys.readouterr().out == ""
+    assert fn.show_config() is None
+    printed = capsys.readouterr().out
+    for key in config:
+        assert key in printed
+    with pytest.raises(ValueError, match="mode"):
+        fn.show_config(mode="nonsense")
+
+
+def test_unknown_instruction_set(run_python):
+    done = run_python("import fastnorm", FASTNORM_ISA="nonsense", check=False)
+    assert done.returncode != 0
+    assert "ImportError" in done.stderr
+    for name in fn.show_config(mode="dicts")["isas"]:
+        assert name in done.stderr
+
+
+def test_every_instruction_set_computes_the_same(run_python):
+    """The same bits, whichever set of instructions is forced."""
+    code = """
+import hashlib, numpy as np, fastnorm as fn
+from fastnorm._registry import OPERATIONS, DTYPES, PASSES
+for operation in OPERATIONS:
+    digest = hashlib.sha256()
+    for case in operation.cases if operation.name != "affine" else ():
+        for dtype in DTYPES:
+            arrays = operation.draw(case, dtype)
+            for pass_ in PASSES:
+                for result in operation.run(fn, pass_, case, arrays).values():
+                    digest.update(b"" if result is None else result.tobytes())
+    print(operation.name, digest.hexdigest())
+print(fn.show_config(mode="dicts")["isa"])
+"""
+    isas = fn.show_config(mode="dicts")["isas"]
+    outputs = [run_python(code, FASTNORM_ISA=isa).stdout.split() for isa in isas]
+    assert [output.pop() for output in outputs] == isas
+    assert all(output == outputs[0] for output in outputs)
+
+
+def test_import_is_light(run_python):
+    """SciPy is imported by the first call of affine, and by nothing else."""
+    code = """
+import sys, numpy as np, fastnorm as fn
+fn.layer_norm(np.ones((2, 3)))
+assert "scipy" not in sys.modules
+fn.affine(np.ones((2, 3)), np.ones((3, 4)))
+"""
+    run_python(code)
+
+
+def test_operations_are_functions():
+    """Not the modules of the same names."""
+    for operation in OPERATIONS:
+        for pass_ in PASSES:
+            assert callable(getattr(fn, operation.function(pass_)))
+    assert AFFINE.name == "affine"

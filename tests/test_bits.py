@@ -1,0 +1,303 @@
+"""Same bits: for any number of threads, however the arrays lie, whatever else is in the batch."""
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
+
+import numpy as np
+import pytest
+
+import fastnorm as fn
+from fastnorm._registry import (
+    AFFINE,
+    BATCH_NORM,
+    LAYER_NORM,
+    LAYOUTS,
+    OPERATIONS,
+    SIZES,
+    WEIGHT_NORM,
+    Case,
+    differing,
+    every_case,
+)
+
+THREADS = (1, 2, 3, 7)
+
+# Several blocks of 64 KB for each of seven threads, in float32.
+LARGE = [
+    *((operation, case) for operation, case in every_case() if prod(case.shape) > 100_000),
+    (LAYER_NORM, Case("3000x259", (3000, 259))),
+    (LAYER_NORM, Case("100003x7", (100_003, 7))),
+    (LAYER_NORM, Case("3x300007", (3, 300_007))),
+    (BATCH_NORM, Case("3000x259", (3000, 259))),
+    (BATCH_NORM, Case("channels-first 8x67x39x39", (8, 67, 39, 39))),
+    (BATCH_NORM, Case("channels-first 129x67x7x7", (129, 67, 7, 7))),
+    (BATCH_NORM, Case("channels-last 8x39x39x67", (8, 39, 39, 67), {"axis": -1})),
+    (WEIGHT_NORM, Case("600x1031", (600, 1031))),
+    (WEIGHT_NORM, Case("600x1031 axis -1", (600, 1031), {"axis": -1})),
+    (WEIGHT_NORM, Case("600x1031 axis None", (600, 1031), {"axis": None})),
+    (AFFINE, Case("128x784 to 512", (128, 784), data={"outputs": 512})),
+    (AFFINE, Case("4099x129 to 65", (4099, 129), data={"outputs": 65})),
+    (AFFINE, Case("1x1024 to 1024", (1, 1024), data={"outputs": 1024})),
+    (AFFINE, Case("20011x100 to 10", (20_011, 100), data={"outputs": 10})),
+]
+
+
+def assert_same(results, expected, what=""):
+    """All results have the same bits, shapes and dtypes."""
+    assert not differing(results, expected), f"{what}: {differing(results, expected)} differ"
+
+
+def run_blank(operation, pass_, case, arrays):
+    """Do a pass into an array of NaN, where a block that nobody computed shows."""
+    out = operation.blank(pass_, arrays)
+    return operation.run(fn, pass_, case, arrays, out=out)
+
+
+def assert_independent_of_threads(operation, pass_, case, arrays):
+    with fn.num_threads(1):
+        expected = run_blank(operation, pass_, case, arrays)
+    assert not np.isnan(next(iter(expected.values()))).any()
+    for n in THREADS:
+        with fn.num_threads(n):
+            for _ in range(2):
+                assert_same(run_blank(operation, pass_, case, arrays), expected, f"{n} threads")
+
+
+# ---- threads -------------------------------------------------------------------------------------
+
+
+def test_threads(operation, case, dtype, pass_):
+    assert_independent_of_threads(operation, pass_, case, operation.draw(case, dtype))
+
+
+@pytest.mark.parametrize(
+    ("operation", "case"),
+    LARGE,
+    ids=[f"{operation.name}-{case.label}" for operation, case in LARGE],
+)
+def test_threads_of_large_input(operation, case, dtype, pass_):
+    assert_independent_of_threads(operation, pass_, case, operation.draw(case, dtype))
+
+
+def test_python_threads_at_once(operation, pass_):
+    """Callers that find the pool busy compute the same."""
+    case = max((case for o, case in LARGE if o is operation), key=lambda case: prod(case.shape))
+    arrays = operation.draw(case, np.float32)
+    expected = run_blank(operation, pass_, case, arrays)
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(run_blank, operation, pass_, case, arrays) for _ in range(12)]
+        for future in futures:
+            assert_same(future.result(timeout=60), expected)
+
+
+# ---- layouts -------------------------------------------------------------------------------------
+
+LAYOUT_CASES = (
+    (LAYER_NORM, Case("rows", (33, 65))),
+    (LAYER_NORM, Case("large", (300, 257))),
+    (LAYER_NORM, Case("axis 0", (65, 33), {"axis": 0})),
+    (LAYER_NORM, Case("axes 0, 2", (5, 17, 7), {"axis": (0, 2)})),
+    (LAYER_NORM, Case("one row", (129,))),
+    (BATCH_NORM, Case("2-D", (33, 17))),
+    (BATCH_NORM, Case("channels-first", (5, 17, 6, 7))),
+    (BATCH_NORM, Case("large", (5, 17, 40, 41))),
+    (BATCH_NORM, Case("channels-last", (5, 6, 7, 17), {"axis": -1})),
+    (BATCH_NORM, Case("axis 0", (17, 5, 7), {"axis": 0})),
+    (BATCH_NORM, Case("frozen", (33, 17), forward_options={"training": False})),
+    (WEIGHT_NORM, Case("rows", (33, 17))),
+    (WEIGHT_NORM, Case("columns", (33, 17), {"axis": -1})),
+    (WEIGHT_NORM, Case("middle", (5, 17, 7), {"axis": 1})),
+    (WEIGHT_NORM, Case("whole", (300, 257), {"axis": None})),
+    (AFFINE, Case("rows", (33, 17), data={"outputs": 9})),
+    (AFFINE, Case("leading", (5, 33, 17), data={"outputs": 9})),
+    (AFFINE, Case("one row", (17,), data={"outputs": 9})),
+)
+
+
+@pytest.mark.parametrize(
+    ("operation", "case"),
+    LAYOUT_CASES,
+    ids=[f"{operation.name}-{case.label}" for operation, case in LAYOUT_CASES],
+)
+def test_layouts(operation, case, dtype, pass_, layout):
+    """x and dy give the bits of their contiguous copies, wherever their elements lie.
+
+    The weight of an affine layer is not among them: BLAS may sum a transposed one in another order.
+    """
+    arrays = operation.draw(case, dtype)
+    for laid_out in (("x", "v"), ("dy",), ("x", "v", "dy")):
+        strided = {
+            name: LAYOUTS[layout](array) if name in laid_out else array
+            for name, array in arrays.items()
+        }
+        plain = {name: array.copy(order="C") for name, array in strided.items()}
+        assert_same(
+            run_blank(operation, pass_, case, strided), run_blank(operation, pass_, case, plain)
+        )
+
+
+def test_layouts_of_parameters(operation, dtype, pass_, layout):
+    """Vectors too: gamma as a column of a matrix, or one number for all channels."""
+    case = operation.typical
+    arrays = operation.draw(case, dtype)
+    strided = {
+        name: LAYOUTS[layout](array) if array.ndim == 1 and name not in operation.state else array
+        for name, array in arrays.items()
+    }
+    plain = {name: array.copy(order="C") for name, array in strided.items()}
+    assert_same(
+        run_blank(operation, pass_, case, strided), run_blank(operation, pass_, case, plain)
+    )
+
+
+@pytest.mark.parametrize("operation", [LAYER_NORM, BATCH_NORM, WEIGHT_NORM], ids=repr)
+def test_alignment(operation, dtype, pass_):
+    """Where in a cache line an array begins does not matter."""
+    case = operation.typical
+    arrays = operation.draw(case, dtype)
+    first = operation.inputs[0]
+    size = arrays[first].size
+    expected = run_blank(operation, pass_, case, arrays)
+    for offset in range(1, 17):
+        moved = dict(arrays)
+        for name in (first, "dy"):
+            moved[name] = np.empty(size + 16, dtype)[offset : offset + size].reshape(case.shape)
+            moved[name][...] = arrays[name]
+        assert_same(run_blank(operation, pass_, case, moved), expected, offset)
+
+
+# ---- rows ----------------------------------------------------------------------------------------
+
+SOME_ROWS = (np.s_[:1], np.s_[3:5], np.s_[1:8], np.s_[8:])
+
+
+@pytest.mark.parametrize("n", [*SIZES, 20_011, 100_003])
+def test_rows_of_layer_norm(n, dtype, rng):
+    """A row's result does not depend on the rows beside it, nor on their number."""
+    x, dy = rng.standard_normal((2, 9, n)).astype(dtype)
+    gamma, beta = rng.standard_normal((2, n)).astype(dtype)
+
+    def both(rows):
+        y, cache = fn.layer_norm_forward(x[rows], gamma, beta)
+        return {"y": y, "dx": fn.layer_norm_backward(dy[rows], cache)[0]}
+
+    whole = both(np.s_[:])
+    for rows in SOME_ROWS:
+        assert_same(both(rows), {name: np.ascontiguousarray(a[rows]) for name, a in whole.items()})
+    assert_same({"y": fn.layer_norm(x[3], gamma, beta)}, {"y": whole["y"][3]})
+
+
+@pytest.mark.parametrize("n", [*SIZES, 20_011, 100_003])
+def test_rows_of_weight_norm(n, dtype, rng):
+    v, dy = rng.standard_normal((2, 9, n)).astype(dtype)
+    g = rng.standard_normal(9).astype(dtype)
+
+    def all_of(rows):
+        w, cache = fn.weight_norm_forward(v[rows], g[rows])
+        dv, dg = fn.weight_norm_backward(dy[rows], cache)
+        return {"w": w, "dv": dv, "dg": dg}
+
+    whole = all_of(np.s_[:])
+    for rows in SOME_ROWS:
+        assert_same(all_of(rows), {name: a[rows].copy() for name, a in whole.items()})
+
+
+def test_rows_of_batch_norm_inference(dtype, rng):
+    """With given statistics every sample is on its own."""
+    for shape, axis in (((9, 33), 1), ((9, 5, 7, 7), 1), ((9, 7, 7, 5), -1)):
+        x = rng.standard_normal(shape).astype(dtype)
+        mean, beta, gamma = rng.standard_normal((3, shape[axis])).astype(dtype)
+        var = gamma**2 + 1
+        whole = fn.batch_norm(x, mean, var, gamma, beta, axis=axis)
+        for rows in SOME_ROWS:
+            y = fn.batch_norm(x[rows], mean, var, gamma, beta, axis=axis)
+            assert_same({"y": y}, {"y": whole[rows].copy()})
+
+
+# ---- processes -----------------------------------------------------------------------------------
+
+USE_THREADS = """
+import os, sys, time
+import numpy as np
+import fastnorm as fn
+
+fn.set_num_threads(4)
+x = np.random.default_rng(0).standard_normal((2048, 1024)).astype(np.float32)
+gamma = np.ones(1024, np.float32)
+weight = np.ones((1024, 64), np.float32)
+
+def results():
+    y, cache = fn.layer_norm_forward(x, gamma)
+    return b"".join(a.tobytes() for a in (
+        y, *fn.layer_norm_backward(x, cache)[:2],
+        fn.batch_norm_forward(x)[0], fn.weight_norm(x, x[:, 0]), fn.affine(x, weight)))
+
+expected = results()
+
+def is_same(_):
+    return results() == expected
+"""
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
+# A process with threads that forks is what is tested; newer Pythons warn of it.
+FORKING = ("-W", "ignore::DeprecationWarning", "-c")
+
+
+@needs_fork
+def test_fork(run_python):
+    """A child of a process that has used threads computes with threads of its own, at once."""
+    code = """
+for _ in range(3):
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if all(is_same(k) for k in range(3)) else 3)
+    deadline = time.monotonic() + 20
+    pid = 0
+    while not pid and time.monotonic() < deadline:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        time.sleep(0.01)
+    if not pid:
+        os.kill(child, 9)
+        sys.exit("the child hangs")
+    if status:
+        sys.exit(f"the child ended with status {status}")
+    if not is_same(0):
+        sys.exit("after the fork the parent computes something else")
+"""
+    run_python(*FORKING, USE_THREADS + code)
+
+
+@needs_fork
+def test_multiprocessing_with_fork(run_python):
+    code = """
+import multiprocessing
+
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    assert all(pool.map_async(is_same, range(4)).get(timeout=20))
+"""
+    run_python(*FORKING, USE_THREADS + code)
+
+
+def test_interpreter_exits_promptly(run_python):
+    """Threads that sleep do not hold the process up."""
+    done = run_python(USE_THREADS + "print(time.time())")
+    assert time.time() - float(done.stdout) < 2
+
+
+def test_a_thread_that_ends_takes_nothing_with_it(dtype):
+    """The pool serves threads that come and go."""
+    operation, case = LARGE[0]
+    arrays = operation.draw(case, dtype)
+    expected = run_blank(operation, "forward", case, arrays)
+    for _ in range(5):
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(run_blank, operation, "forward", case, arrays)
+            assert_same(future.result(timeout=60), expected)
+
+
+def test_every_operation_has_large_cases():
+    """What is said of threads is tested on several blocks of every operation."""
+    assert {operation.name for operation, _ in LARGE} == {o.name for o in OPERATIONS}
