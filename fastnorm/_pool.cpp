@@ -46,9 +46,9 @@ constexpr int MAX_TEAM = 512;  // threads of a job, the caller included
 // fetches lines in pairs, and one line of an Apple core.
 constexpr std::size_t APART = 128;
 
-// What it costs to wake a worker: a system call in the caller (on a virtual machine 8 us, on bare
-// metal 2) and the time until the worker has come.
-constexpr auto WAKE_TIME = std::chrono::microseconds(10);
+// What it costs to wake a worker, roughly: a system call in the caller (2 us, on a virtual machine
+// 8), and the time until the worker has come (5 us, from an idle core of a virtual machine 26).
+constexpr auto WAKE_TIME = std::chrono::microseconds(20);
 
 // A worker stays awake for this long after a job if the caller came back as fast as that before it.
 constexpr auto SPIN_TIME = std::chrono::microseconds(30);

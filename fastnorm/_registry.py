@@ -384,7 +384,7 @@ def _fill_layer_norm(case: Case, normal: Callable[..., np.ndarray]) -> Arrays:
     axes = _axes(case.options.get("axis", -1), len(case.shape))
     parameter = tuple(case.shape[a] for a in axes)
     return {
-        "x": normal(case.shape, 1, 2),
+        "x": normal(case.shape, case.data.get("mean", 1), 2),
         "gamma": normal(parameter, 1, 0.5),
         "beta": normal(parameter),
         "dy": normal(case.shape),
@@ -436,6 +436,8 @@ def _layer_norm_cases() -> Iterator[Case]:
     for without in (("gamma",), ("beta",), ("gamma", "beta")):
         yield Case(_label((7, 65), "without", *without), (7, 65), without=without)
     yield Case("eps 0.5", (7, 65), {"eps": 0.5})
+    for shape in ((33, 65), (5, 4097)):
+        yield Case(_label("large mean", shape), shape, data={"mean": 1e4})
     for layout in LAYOUTS:
         yield Case(_label(layout, (33, 65)), (33, 65), layout=layout)
     yield Case("transposed 6x5x7 axis (0, 1)", (6, 5, 7), {"axis": (0, 1)}, layout="transposed")
@@ -467,13 +469,14 @@ LAYER_NORM = Operation(
 
 def _fill_batch_norm(case: Case, normal: Callable[..., np.ndarray]) -> Arrays:
     channels = (case.shape[case.options.get("axis", 1)],)
+    mean = case.data.get("mean", 1)
     return {
-        "x": normal(case.shape, 1, 2),
-        "mean": normal(channels, 1),
+        "x": normal(case.shape, mean, 2),
+        "mean": normal(channels, mean),
         "var": normal(channels) ** 2 + 1,
         "gamma": normal(channels, 1, 0.5),
         "beta": normal(channels),
-        "running_mean": normal(channels, 1),
+        "running_mean": normal(channels, mean),
         "running_var": normal(channels) ** 2 + 1,
         "dy": normal(case.shape),
     }
@@ -546,6 +549,8 @@ def _batch_norm_cases() -> Iterator[Case]:
     for without in (("gamma",), ("beta",), ("gamma", "beta"), no_running):
         yield Case(_label((33, 17), "without", *without), (33, 17), without=without)
     yield Case("one value per channel", (1, 17), without=no_running)
+    for shape, axis in (((65, 33), 1), ((5, 3, 20, 20), 1), ((5, 20, 20, 3), -1)):
+        yield Case(_label("large mean", shape), shape, {"axis": axis}, data={"mean": 1e4})
     yield Case("eps 0.5", (33, 17), {"eps": 0.5})
     yield Case("decay 0.5 ddof 0", (33, 17), forward_options={"decay": 0.5, "ddof": 0})
     yield Case("frozen 33x17", (33, 17), forward_options=frozen)

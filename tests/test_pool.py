@@ -75,8 +75,9 @@ def test_stress(variant, tmp_path):
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def test_import_starts_no_threads():
+def test_import_starts_no_threads(tmp_path):
     code = "from fastnorm import _pool; print(_pool.workers())"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    # Not in the checkout, where `import fastnorm` would find the sources.
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == "0"
