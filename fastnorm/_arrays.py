@@ -1,7 +1,7 @@
 """All checking of arguments and all reshaping to canonical views.
 
-A check raises before anything is written, and its message names the function, the argument, what was
-expected and what came. `function` and `name` are these names in every signature below.
+A check raises before anything is written, and its message names the function, the argument, what
+was expected and what came. `function` and `name` are these names in every signature below.
 """
 
 from math import prod
@@ -82,7 +82,7 @@ def output(function, out, shape, dtype, *inputs, may_be=None):
             f"got strides {out.strides}"
         )
     for name, a in inputs:
-        if a is None or _is_same(out, a) and a is may_be:
+        if a is None or (_is_same(out, a) and a is may_be):
             continue
         if overlap(out, a):
             raise ValueError(f"{function}: out must not overlap {name}")
@@ -109,7 +109,8 @@ def overlap(a, b):
 
 
 def has_internal_overlap(a):
-    """Whether two indices of `a` may lead to one element: a stride that does not clear those below it."""
+    """Whether two indices of `a` may lead to one element: a stride that does not clear those below
+    it."""
     if a.flags.forc or a.size == 0:
         return False
     reach = a.itemsize

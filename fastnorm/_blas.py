@@ -1,8 +1,8 @@
 """SciPy's BLAS, at one thread while the pool calls it.
 
-The affine layer calls gemm from the threads of fastnorm's own pool. BLAS's own threads must then be off, since
-idle workers of two pools spin against each other. The setting belongs to the whole process, so it is
-restored by the last of the callers that are inside.
+The affine layer calls gemm from the threads of fastnorm's own pool. BLAS's own threads must then
+be off, since idle workers of two pools spin against each other. The setting belongs to the whole
+process, so it is restored by the last of the callers that are inside.
 """
 
 import ctypes

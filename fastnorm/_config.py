@@ -36,8 +36,9 @@ def show_config(mode="stdout"):
     Returns
     -------
     dict or None
-        With mode="dicts": ``version``, ``isa`` (in use), ``isas`` (those usable here, from the slowest
-        to the fastest), ``num_threads``, ``blas`` and the versions of what fastnorm runs on.
+        With mode="dicts": ``version``, ``isa`` (in use), ``isas`` (those usable here, from the
+        slowest to the fastest), ``num_threads``, ``blas`` and the versions of what fastnorm runs
+        on.
 
     Raises
     ------

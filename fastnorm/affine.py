@@ -181,8 +181,8 @@ def affine_forward(x, weight, bias=None, *, out=None):
 def affine_backward(dy, cache, *, out=None):
     """Gradients of `affine_forward`.
 
-    ``dx = dy @ weight.T``, ``dweight = x.T @ dy`` and ``dbias = sum(dy)``, with all axes but the last
-    taken as one.
+    ``dx = dy @ weight.T``, ``dweight = x.T @ dy`` and ``dbias = sum(dy)``, with all axes but the
+    last taken as one.
 
     Parameters
     ----------

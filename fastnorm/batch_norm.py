@@ -148,8 +148,8 @@ def batch_norm_forward(
 ):
     """Normalise each channel with the statistics of the batch.
 
-    ``y = (x - mean) / sqrt(var + eps) * gamma + beta``, with the mean and the biased variance of each
-    channel over all other axes.
+    ``y = (x - mean) / sqrt(var + eps) * gamma + beta``, with the mean and the biased variance of
+    each channel over all other axes.
 
     Parameters
     ----------
@@ -258,8 +258,8 @@ def batch_norm_backward(dy, cache, *, out=None):
 
         dx = gamma * rstd * (dy - mean(dy) - x_hat * mean(dy * x_hat))
 
-    or, after training=False, ``dx = gamma * rstd * dy``. dgamma and dbeta are the sums of ``dy * x_hat``
-    and of dy.
+    or, after training=False, ``dx = gamma * rstd * dy``. dgamma and dbeta are the sums of ``dy *
+    x_hat`` and of dy.
 
     Parameters
     ----------

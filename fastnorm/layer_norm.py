@@ -63,8 +63,8 @@ def _run(function, x, gamma, beta, axis, eps, out, *, inference):
 def layer_norm(x, gamma=None, beta=None, *, axis=-1, eps=1e-5, out=None):
     """Normalise over `axis` to mean 0 and variance 1, then scale and shift.
 
-    ``y = (x - mean) / sqrt(var + eps) * gamma + beta``, with the mean and the biased variance of the
-    elements along `axis`, for each index of the other axes.
+    ``y = (x - mean) / sqrt(var + eps) * gamma + beta``, with the mean and the biased variance of
+    the elements along `axis`, for each index of the other axes.
 
     Parameters
     ----------

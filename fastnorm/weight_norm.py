@@ -30,7 +30,8 @@ def _view(shape, axis):
 
 
 def _magnitude(function, g, shape, axis):
-    """g, checked; its shape may be (C,), or that with ones for the other axes, or () for axis=None."""
+    """g, checked; its shape may be (C,), or that with ones for the other axes, or () for
+    axis=None."""
     g = _arrays.array(function, "g", g)
     kept = tuple(n if i == axis else 1 for i, n in enumerate(shape))
     flat = () if axis is None else (shape[axis],)
@@ -136,8 +137,8 @@ def weight_norm_forward(v, g, *, axis=0, out=None):
 def weight_norm_backward(dy, cache, *, out=None):
     """Gradients of `weight_norm_forward`.
 
-    ``dg = sum(dy * v) / ||v||`` and ``dv = g / ||v|| * (dy - dg * v / ||v||)``, slice by slice: dv is
-    orthogonal to v.
+    ``dg = sum(dy * v) / ||v||`` and ``dv = g / ||v|| * (dy - dg * v / ||v||)``, slice by slice: dv
+    is orthogonal to v.
 
     Parameters
     ----------

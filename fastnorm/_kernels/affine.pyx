@@ -3,9 +3,9 @@
 
     y = x·weight + bias        dx = dy·weightᵀ        dweight = xᵀ·dy        dbias = Σ_rows dy
 
-All three products are C = A·B (+ bias), cut into tiles of C that the pool's threads claim; each is one call of
-a single-threaded gemm over the whole depth, so bits do not depend on the threads. BLAS's own threads would
-fight with the pool's, and the caller has switched them off (_blas.py).
+All three products are C = A·B (+ bias), cut into tiles of C that the pool's threads claim; each is
+one call of a single-threaded gemm over the whole depth, so bits do not depend on the threads.
+BLAS's own threads would fight with the pool's, and the caller has switched them off (_blas.py).
 
 BLAS is column-major: what is row-major here is its transpose there, and C = A·B is Cᵀ = Bᵀ·Aᵀ.
 """
@@ -41,13 +41,17 @@ cdef struct Product:
     Py_ssize_t tile_m, tile_n, tiles_n
 
 
-cdef inline const char* at(Matrix matrix, Py_ssize_t row, Py_ssize_t column, Py_ssize_t size) noexcept nogil:
+cdef inline const char* at(
+    Matrix matrix, Py_ssize_t row, Py_ssize_t column, Py_ssize_t size
+) noexcept nogil:
     if matrix.transposed:
         return matrix.data + (column * matrix.stride + row) * size
     return matrix.data + (row * matrix.stride + column) * size
 
 
-cdef inline void fill_rows(real* c, Py_ssize_t m, Py_ssize_t n, Py_ssize_t stride, const real* bias) noexcept nogil:
+cdef inline void fill_rows(
+    real* c, Py_ssize_t m, Py_ssize_t n, Py_ssize_t stride, const real* bias
+) noexcept nogil:
     cdef Py_ssize_t i, j
     for i in range(m):
         for j in range(n):

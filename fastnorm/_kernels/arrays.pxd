@@ -1,4 +1,5 @@
-"""What crosses the boundary between Python and the kernels: arrays become pointers and dtype codes."""
+"""What crosses the boundary between Python and the kernels: arrays become pointers and dtype
+codes."""
 
 cimport numpy as cnp
 

@@ -7,8 +7,8 @@
     dx = gamma·rstd·(dy - dbeta/m - x̂·dgamma/m)             statistics of the batch
     dx = gamma·rstd·dy                                      given (frozen) statistics
 
-Kept for the backward pass: mean and rstd, two numbers a channel, in double. channels.pxd walks the view;
-here is what happens to the two numbers of a channel.
+Kept for the backward pass: mean and rstd, two numbers a channel, in double. channels.pxd walks the
+view; here is what happens to the two numbers of a channel.
 """
 
 cimport numpy as cnp
@@ -137,8 +137,8 @@ def forward(
 ):
     """Training: normalise with the statistics of the batch."""
     cdef BatchNorm norm
-    plan(&norm.channels, dtype_of(x), n, c, s)
-    norm.channels.reduction, norm.channels.map = MOMENTS, SCALE_SHIFT
+    plan(&norm.channels, MOMENTS, dtype_of(x), n, c, s)
+    norm.channels.map = SCALE_SHIFT
     norm.channels.prepare, norm.channels.finish = NULL, finish_forward
     norm.channels.x, norm.channels.dy, norm.channels.source = data_of(x), NULL, data_of(x)
     norm.channels.y = data_of(y)
@@ -163,8 +163,8 @@ def infer(
 ):
     """Normalise with given statistics."""
     cdef BatchNorm norm
-    plan(&norm.channels, dtype_of(x), n, c, s)
-    norm.channels.reduction, norm.channels.map = NO_REDUCTION, SCALE_SHIFT
+    plan(&norm.channels, NO_REDUCTION, dtype_of(x), n, c, s)
+    norm.channels.map = SCALE_SHIFT
     norm.channels.prepare, norm.channels.finish = prepare_inference, NULL
     norm.channels.x, norm.channels.dy, norm.channels.source = data_of(x), NULL, data_of(x)
     norm.channels.y = data_of(y)
@@ -189,8 +189,7 @@ def backward(
     int num_threads,
 ):
     cdef BatchNorm norm
-    plan(&norm.channels, dtype_of(x), n, c, s)
-    norm.channels.reduction = GRADIENT_SUMS
+    plan(&norm.channels, GRADIENT_SUMS, dtype_of(x), n, c, s)
     norm.channels.map = SCALE_SHIFT if frozen else GRADIENT
     norm.channels.prepare = prepare_backward
     norm.channels.finish = finish_frozen_backward if frozen else finish_backward

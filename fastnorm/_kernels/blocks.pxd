@@ -1,7 +1,7 @@
 """How work is cut. Blocks are fixed by the problem, never by the threads: so are the sums."""
 
 cdef enum:
-    BLOCK_BYTES = 32768         # of input: fits L1, and claiming a block is cheap beside computing it
+    BLOCK_BYTES = 32768         # of input: fits L1; claiming a block is cheap beside it
     SERIAL_BYTES = 131072       # of input: below, waking a thread costs more than it gains
     MAX_BLOCKS = 1048576
     MAX_PARTIALS = 128          # blocks that keep a partial sum: feeds as many threads

@@ -1,18 +1,22 @@
-"""The engine of the norms that keep statistics per channel of an (N, C, S) view: batch and weight norm.
+"""The engine of the norms that keep statistics per channel of an (N, C, S) view: batch and weight
+norm.
 
-Every contiguous array with a channel axis is such a view: N is what stands before the axis, S what stands
-after it. A pass reduces each channel over N and S to two numbers, turns them into coefficients, and maps
-each element with its channel's coefficients. The elements lie in one of two ways:
+Every contiguous array with a channel axis is such a view: N is what stands before the axis, S what
+stands after it. A pass reduces each channel over N and S to two numbers, turns them into
+coefficients, and maps each element with its channel's coefficients. The elements lie in one of two
+ways:
 
     planes      S is long: a channel is N runs of S elements, summed in lanes (rows.pxd)
-    columns     S is short or 1: rows of C·S columns are reduced over N (columns.pxd), then the columns
+    columns     S is short or 1: rows of C·S columns are reduced over N (columns.pxd), then the
+    columns
                 of each channel are folded; very narrow rows are taken several at a time (`repeats`)
 
-The work is a grid of ranges (of planes or rows) by tiles (of channels). Where there are tiles enough, a block
-takes all ranges of its tile and does everything to it while that is in cache; else there are two phases, the
-second in the reverse order, so that it begins with what the first left in cache. The grid depends on the
-shape alone, and partial results are combined in its order: any number of threads gives the same bits.
-Of planes, the ranges depend on N and S only: a channel's result does not depend on how many there are.
+The work is a grid of ranges (of planes or rows) by tiles (of channels). Where there are tiles
+enough, a block takes all ranges of its tile and does everything to it while that is in cache; else
+there are two phases, the second in the reverse order, so that it begins with what the first left
+in cache. The grid depends on the shape alone, and partial results are combined in its order: any
+number of threads gives the same bits. Of planes, the ranges depend on N and S only: a channel's
+result does not depend on how many there are.
 """
 
 from libc.stdlib cimport free, malloc
@@ -30,7 +34,7 @@ from fastnorm._pool cimport parallel_for
 cdef enum:
     MIN_PLANE = 128             # elements: shorter planes are columns
     MIN_COLUMNS = 64            # narrower rows are taken several at a time
-    TILE_BYTES = 1024           # of a row that a tile of columns takes at least, where there are more
+    TILE_BYTES = 1024           # of a row: a tile of columns takes no less, if there are more
     CACHED_BYTES = 524288       # of a tile that a block finds again in cache
     MAX_TILE = 16               # channels in a tile of planes
     RANGE_ROWS = 256            # keeps a range's partial results small beside its rows
@@ -143,13 +147,31 @@ cdef inline void plan_planes(Channels* t, Py_ssize_t itemsize) noexcept nogil:
         t.channels_per_tile = max(min(min(tile, t.c), <Py_ssize_t> MAX_TILE), <Py_ssize_t> 1)
 
 
-cdef inline void plan(Channels* t, Dtype dtype, Py_ssize_t n, Py_ssize_t c, Py_ssize_t s) noexcept nogil:
-    t.dtype = dtype
+cdef inline void plan_map(Channels* t, Py_ssize_t itemsize) noexcept nogil:
+    """Without a reduction, blocks that lie in memory one after the other are the best ones."""
+    cdef Py_ssize_t sample = t.c * t.s * itemsize * t.repeats
+    cdef Py_ssize_t samples = max(2 * BLOCK_BYTES // max(sample, 1), <Py_ssize_t> 1)
+    t.whole_tiles = False
+    t.channels_per_tile = t.c
+    if t.planes:
+        t.channels_per_tile = max(
+            min(t.c, 2 * BLOCK_BYTES // max(t.s * itemsize, 1)), <Py_ssize_t> 1
+        )
+    t.units_per_range = samples * t.pieces
+    t.ranges = ceil_div(t.units, t.units_per_range) + (1 if t.tail else 0)
+
+
+cdef inline void plan(
+    Channels* t, Reduction reduction, Dtype dtype, Py_ssize_t n, Py_ssize_t c, Py_ssize_t s
+) noexcept nogil:
+    t.reduction, t.dtype = reduction, dtype
     t.n, t.c, t.s = n, c, s
     if s < MIN_PLANE:
         plan_columns(t, itemsize_of(dtype))
     else:
         plan_planes(t, itemsize_of(dtype))
+    if reduction == NO_REDUCTION:
+        plan_map(t, itemsize_of(dtype))
     t.tiles = ceil_div(t.c, t.channels_per_tile)
 
 
@@ -222,14 +244,16 @@ cdef inline Py_ssize_t piece_length(Channels* t, Py_ssize_t unit) noexcept nogil
     return min(<Py_ssize_t> CHUNK, t.s - unit % t.pieces * CHUNK)
 
 
-cdef inline Py_ssize_t piece_offset(Channels* t, Py_ssize_t unit, Py_ssize_t channel) noexcept nogil:
+cdef inline Py_ssize_t piece_offset(
+    Channels* t, Py_ssize_t unit, Py_ssize_t channel
+) noexcept nogil:
     return (unit // t.pieces * t.c + channel) * t.s + unit % t.pieces * CHUNK
 
 
 cdef inline void reduce_planes(Channels* t, const real* x, const real* dy, Block b) noexcept nogil:
-    """Lanes live on from plane to plane until a chunk is full; the first chunk is centred on the mean of
-    its first piece, a later one on the mean so far, which is as good as two sweeps over it: what the
-    centre is off by, squared, is part of the sum of squares anyhow."""
+    """Lanes live on from plane to plane until a chunk is full; the first chunk is centred on the
+    mean of its first piece, a later one on the mean so far, which is as good as two sweeps over
+    it: what the centre is off by, squared, is part of the sum of squares anyhow."""
     cdef real lanes[MAX_TILE][LANES]
     cdef real others[MAX_TILE][LANES]
     cdef real centre[MAX_TILE]
@@ -283,7 +307,7 @@ cdef inline void map_planes(
     cdef const real* shift = centre + SHIFT * t.width
     cdef const real* slope = centre + SLOPE * t.width
     cdef Py_ssize_t unit, i, length, offset
-    for unit in range(b.last_unit - 1, b.first_unit - 1, -1):
+    for unit in range(b.first_unit, b.last_unit):
         length = piece_length(t, unit)
         for i in range(b.first_channel, b.last_channel):
             offset = piece_offset(t, unit, i)
@@ -305,7 +329,8 @@ cdef inline void merge_columns(
     double* mean, double* m2, Py_ssize_t n, Py_ssize_t count, Py_ssize_t more,
     const real* centre, const real* sums, const real* squares,
 ) noexcept nogil:
-    """Chan's formula for each column: `count` rows before, `more` rows given by their centred sums."""
+    """Chan's formula for each column: `count` rows before, `more` rows given by their centred
+    sums."""
     cdef Py_ssize_t j
     cdef double total, delta, deviation
     cdef double inverse = 1.0 / more
@@ -383,7 +408,7 @@ cdef inline void map_columns(
     cdef const real* shift = centre + SHIFT * t.width
     cdef const real* slope = centre + SLOPE * t.width
     cdef Py_ssize_t row, offset, n = b.last_column - b.first_column
-    for row in range(b.last_unit - 1, b.first_unit - 1, -1):
+    for row in range(b.first_unit, b.last_unit):
         offset = row * t.width + b.first_column
         if t.map == SCALE_SHIFT:
             columns_scale_shift(source + offset, y + offset, n, centre, scale, shift)
@@ -397,7 +422,8 @@ cdef inline void map_columns(
 
 
 cdef inline void combine_ranges(Channels* t, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    """Fold all ranges of these columns into the first one; Chan's formula, for all parts at once."""
+    """Fold all ranges of these columns into the first one; Chan's formula, for all parts at
+    once."""
     cdef double mean[STRIP]
     cdef double* first = t.first
     cdef double* second = t.second
@@ -562,8 +588,9 @@ cdef inline void finish_block(void* task, Py_ssize_t tile) noexcept nogil:
 
 cdef inline void map_block(void* task, Py_ssize_t index) noexcept nogil:
     cdef Channels* t = <Channels*> task
-    cdef Py_ssize_t reverse = t.ranges * t.tiles - 1 - index
-    map_tile(t, block_at(t, reverse // t.tiles, reverse % t.tiles))
+    if t.reduction != NO_REDUCTION:  # the last blocks may still be in cache
+        index = t.ranges * t.tiles - 1 - index
+    map_tile(t, block_at(t, index // t.tiles, index % t.tiles))
 
 
 cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
@@ -580,7 +607,7 @@ cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
     t.first = <double*> memory
     t.second = <double*> (memory + partials)
     t.coefficients = memory + 2 * partials
-    if t.whole_tiles and t.reduction != NO_REDUCTION:
+    if t.whole_tiles:
         parallel_for(whole_block, t, t.tiles, team)
     else:
         parallel_for(prepare_block, t, t.tiles, team)

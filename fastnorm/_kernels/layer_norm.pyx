@@ -6,12 +6,12 @@
     dgamma = Σ_rows dy·x̂        dbeta = Σ_rows dy
     dx = rstd·(h - Σh/N - x̂·Σ(h·x̂)/N),  h = dy·gamma         sums over the row
 
-Kept for the backward pass: mean and rstd, two numbers a row, in double. x̂ is computed again from x, since
-reading it back would move more bytes than x does already.
+Kept for the backward pass: mean and rstd, two numbers a row, in double. x̂ is computed again from
+x, since reading it back would move more bytes than x does already.
 
-A block is a few whole rows. Rows that are long and few are cut into pieces instead, and the work is done in two
-phases, as in `forward_pieces`. A row's sums are always taken piece by piece: its result does not depend on
-which of the two it is, hence not on the other rows.
+A block is a few whole rows. Rows that are long and few are cut into pieces instead, and the work
+is done in two phases, as in `forward_pieces`. A row's sums are always taken piece by piece: its
+result does not depend on which of the two it is, hence not on the other rows.
 """
 
 from libc.stdlib cimport calloc, free, malloc
@@ -174,7 +174,8 @@ cdef void normalize_block(void* task, Py_ssize_t block) noexcept nogil:
 
 
 cdef bint forward_pieces(Task* t, int num_threads) noexcept nogil:
-    """Few long rows: the moments of all pieces, then each piece with its row's. False: no memory."""
+    """Few long rows: the moments of all pieces, then each piece with its row's. False: no
+    memory."""
     cdef Py_ssize_t index, piece, blocks = t.rows * t.pieces
     cdef Moments m
     t.moments = <Moments*> malloc(blocks * sizeof(Moments))
@@ -394,7 +395,8 @@ cdef void sums_block(void* task, Py_ssize_t block) noexcept nogil:
 cdef inline void column_gradients(
     Task* t, const real* x, const real* dy, real* dx, Py_ssize_t start
 ) noexcept nogil:
-    """A chunk of columns in all rows, of which there are few: their parameter gradients end here."""
+    """A chunk of columns in all rows, of which there are few: their parameter gradients end
+    here."""
     cdef real dgamma[CHUNK]
     cdef real dbeta[CHUNK]
     cdef double totals[2 * CHUNK]

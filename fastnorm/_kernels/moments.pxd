@@ -50,8 +50,9 @@ cdef inline void merge_centred(
 
 
 cdef inline Moments row_moments(const real* x, Py_ssize_t n) noexcept nogil:
-    """Moments of a piece of a row, chunk by chunk. The first sweep finds the mean to the digits of the
-    type, the second corrects it: Σ(x - centre) is what the rounding of the centre left over."""
+    """Moments of a piece of a row, chunk by chunk. The first sweep finds the mean to the digits of
+    the type, the second corrects it: Σ(x - centre) is what the rounding of the centre left
+    over."""
     cdef Moments m = no_moments()
     cdef real lanes[LANES]
     cdef real squares[LANES]
@@ -91,9 +92,9 @@ cdef inline bint rescue(
     const real* x, Py_ssize_t n, Py_ssize_t stride, Py_ssize_t s, bint centred, double eps,
     double* mean, double* var, double* rstd,
 ) noexcept nogil:
-    """The second path, rare and slow: moments of n planes of s elements, computed in double on values
-    scaled by a power of two, which is exact. Returns False, having stored nothing, where a value is NaN
-    or infinite or all of them are equal: then the first path's answer stands.
+    """The second path, rare and slow: moments of n planes of s elements, computed in double on
+    values scaled by a power of two, which is exact. Returns False, having stored nothing, where a
+    value is NaN or infinite or all of them are equal: then the first path's answer stands.
 
     centred false takes the mean as 0: var is then the mean square, and rstd its reciprocal root."""
     cdef Py_ssize_t i, j, count = n * s

@@ -4,8 +4,8 @@ A sum that runs through one accumulator is a chain of dependent additions; sprea
 accumulators it is a few independent vectors on every instruction set, and since the order of the
 additions is written here, every instruction set rounds alike. Lanes are folded as a tree.
 
-A row is summed in lanes for at most CHUNK elements, so that it is still in L1 for the second sweep and
-float32 loses nothing; chunks are combined in double (moments.pxd).
+A row is summed in lanes for at most CHUNK elements, so that it is still in L1 for the second sweep
+and float32 loses nothing; chunks are combined in double (moments.pxd).
 """
 
 from fastnorm._kernels.arrays cimport real
@@ -16,17 +16,14 @@ cdef enum:
     CHUNK = 4096
 
 
-cdef inline double fold(const real* lanes) noexcept nogil:
-    """Sum of the LANES lanes."""
-    cdef real t[16]
-    cdef int j
-    for j in range(16):
-        t[j] = lanes[j] + lanes[j + 16]
-    for j in range(8):
-        t[j] += t[j + 8]
-    for j in range(4):
-        t[j] += t[j + 4]
-    return (<double> t[0] + t[2]) + (<double> t[1] + t[3])
+cdef inline double fold(real* restrict lanes) noexcept nogil:
+    """Sum of the LANES lanes, which are overwritten."""
+    cdef Py_ssize_t j, half = LANES // 2
+    while half >= 4:
+        for j in range(half):
+            lanes[j] += lanes[half + j]
+        half //= 2
+    return (<double> lanes[0] + lanes[2]) + (<double> lanes[1] + lanes[3])
 
 
 # The accumulating forms: lanes live on from one piece of a row, or from one plane, to the next.
@@ -48,9 +45,9 @@ cdef inline void add_centred_sums(
 ) noexcept nogil:
     """lanes += x - centre;  squares += (x - centre)²
 
-    Short sums are added to long ones. Where the mean is large, x - centre is a small multiple k of the last
-    digit of x, and k² mod 8 is 0, 1 or 4: added one by one to a large sum, squares round down more often
-    than up. Sums of 16 do not.
+    Short sums are added to long ones. Where the mean is large, x - centre is a small multiple k of
+    the last digit of x, and k² mod 8 is 0, 1 or 4: added one by one to a large sum, squares round
+    down more often than up. Sums of 16 do not.
     """
     cdef real a[LANES]
     cdef real b[LANES]

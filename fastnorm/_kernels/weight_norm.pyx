@@ -83,8 +83,8 @@ def forward(
     int num_threads,
 ):
     cdef WeightNorm task
-    plan(&task.channels, dtype_of(v), n, c, s)
-    task.channels.reduction, task.channels.map = SQUARES, SCALE_SHIFT
+    plan(&task.channels, SQUARES, dtype_of(v), n, c, s)
+    task.channels.map = SCALE_SHIFT
     task.channels.prepare, task.channels.finish = NULL, finish_forward
     task.channels.x, task.channels.dy, task.channels.source = data_of(v), NULL, data_of(v)
     task.channels.y = data_of(w)
@@ -105,8 +105,8 @@ def backward(
     int num_threads,
 ):
     cdef WeightNorm task
-    plan(&task.channels, dtype_of(v), n, c, s)
-    task.channels.reduction, task.channels.map = GRADIENT_SUMS, GRADIENT
+    plan(&task.channels, GRADIENT_SUMS, dtype_of(v), n, c, s)
+    task.channels.map = GRADIENT
     task.channels.prepare, task.channels.finish = prepare_backward, finish_backward
     task.channels.x, task.channels.dy = data_of(v), data_of(dy)
     task.channels.source, task.channels.y = data_of(dy), data_of(dv)
