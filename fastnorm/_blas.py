@@ -7,7 +7,7 @@ process, so it is restored by the last of the callers that are inside.
 
 import ctypes
 import threading
-from contextlib import contextmanager
+from contextlib import nullcontext
 
 from scipy.linalg import cython_blas
 
@@ -48,23 +48,24 @@ def describe():
     return f"threads set by {_setter}"
 
 
-@contextmanager
-def single_threaded():
+class _SingleThreaded:
     """BLAS runs on the thread that calls it; the previous setting is restored at the end."""
-    global _callers, _restore
-    if _set is None:
-        yield
-        return
-    with _lock:
-        if _callers == 0:
-            _restore = _get()
-            if _restore != 1:
-                _set(1)
-        _callers += 1
-    try:
-        yield
-    finally:
+
+    def __enter__(self):
+        global _callers, _restore
+        with _lock:
+            if _callers == 0:
+                _restore = _get()
+                if _restore != 1:
+                    _set(1)
+            _callers += 1
+
+    def __exit__(self, *error):
+        global _callers
         with _lock:
             _callers -= 1
             if _callers == 0 and _restore != 1:
                 _set(_restore)
+
+
+single_threaded = _SingleThreaded() if _set is not None else nullcontext()

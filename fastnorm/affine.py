@@ -36,19 +36,14 @@ class _Matrix(NamedTuple):
     @classmethod
     def of(cls, a):
         """`a` as it lies in memory where one of its axes is contiguous, else a copy of it."""
+        if 1 in a.shape:  # cheap to copy, and BLAS adds up strided vectors in another order
+            a = np.ascontiguousarray(a)
         for memory, transposed in ((a, False), (a.T, True)):
             rows, columns = memory.strides
             length = memory.shape[1]
-            if (length < 2 or columns == a.itemsize) and (
-                memory.shape[0] < 2 or (rows % a.itemsize == 0 and rows >= length * a.itemsize)
-            ):
-                stride = rows // a.itemsize if memory.shape[0] > 1 else length
-                return cls(memory, stride, transposed)
+            if columns == a.itemsize and rows % a.itemsize == 0 and rows >= length * a.itemsize:
+                return cls(memory, rows // a.itemsize, transposed)
         return cls.of(np.ascontiguousarray(a))
-
-    @property
-    def T(self):
-        return self._replace(transposed=not self.transposed)
 
 
 def _matmul(function, a, b, bias, out):
@@ -58,11 +53,13 @@ def _matmul(function, a, b, bias, out):
         raise ValueError(
             f"{function}: BLAS takes at most 2**31 - 1 rows and columns, got {a.shape} @ {b.shape}"
         )
-    if out.size == 0:
+    if k == 0:
+        out[...] = 0 if bias is None else bias
+    if out.size == 0 or k == 0:
         return
     kernel, blas = _load()
     left, right = _Matrix.of(a), _Matrix.of(b)
-    with blas.single_threaded():
+    with blas.single_threaded:
         kernel.matmul(
             left.memory, left.stride, left.transposed,
             right.memory, right.stride, right.transposed,

@@ -4,26 +4,29 @@
     y = x·weight + bias        dx = dy·weightᵀ        dweight = xᵀ·dy        dbias = Σ_rows dy
 
 All three products are C = A·B (+ bias), cut into tiles of C that the pool's threads claim; each is
-one call of a single-threaded gemm over the whole depth, so bits do not depend on the threads.
-BLAS's own threads would fight with the pool's, and the caller has switched them off (_blas.py).
+one call of a single-threaded gemm (or gemv) over the whole depth, so bits do not depend on the
+threads. BLAS's own threads would fight with the pool's: the caller has them off (_blas.py).
 
 BLAS is column-major: what is row-major here is its transpose there, and C = A·B is Cᵀ = Bᵀ·Aᵀ.
 """
 
 cimport numpy as cnp
-from scipy.linalg.cython_blas cimport dgemm, sgemm
+from scipy.linalg.cython_blas cimport dgemm, dgemv, sgemm, sgemv
 
 from fastnorm._kernels.arrays cimport FLOAT32, Dtype, Vector, data_of, dtype_of, itemsize_of, put
 from fastnorm._kernels.arrays cimport real, vector_of
-from fastnorm._kernels.blocks cimport ceil_div, threads_for
+from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div, threads_for
 from fastnorm._kernels.columns cimport FLUSH, STRIP, column_sums
 from fastnorm._pool cimport parallel_for
 
 cnp.import_array()
 
 cdef enum:
-    TILE_ROWS = 16              # tiles are cut at multiples of these
-    TILE_COLUMNS = 64
+    TILE_STEP = 32              # tiles are cut at multiples of this
+    MIN_TILE = 128              # rows, or columns: below, packing takes more than a tenth
+    MAX_TILE_ROWS = 1024        # above, what is packed of few columns falls out of cache
+    TILE_WORK = 8000000         # floating-point operations of a tile, some 100 µs
+    TILE_BYTES = 262144         # or bytes of all three matrices, where these take longer
 
 
 cdef struct Matrix:
@@ -37,7 +40,7 @@ cdef struct Product:
     Py_ssize_t m, n, k          # C (m, n) = A (m, k)·B (k, n)
     Matrix a, b
     const void* bias            # (n,) or NULL
-    char* c
+    void* c
     Py_ssize_t tile_m, tile_n, tiles_n
 
 
@@ -58,51 +61,90 @@ cdef inline void fill_rows(
             c[i * stride + j] = bias[j]
 
 
-cdef void product_block(void* task, Py_ssize_t block) noexcept nogil:
-    cdef Product* t = <Product*> task
-    cdef Py_ssize_t size = itemsize_of(t.dtype)
-    cdef Py_ssize_t row = block // t.tiles_n * t.tile_m, column = block % t.tiles_n * t.tile_n
-    cdef int m = <int> min(t.tile_m, t.m - row), n = <int> min(t.tile_n, t.n - column)
-    cdef int k = <int> t.k, stride = <int> t.n
-    cdef char* c = t.c + (row * t.n + column) * size
-    cdef char* a = <char*> at(t.a, row, 0, size)
-    cdef char* b = <char*> at(t.b, 0, column, size)
-    cdef char op_a = b"T" if t.a.transposed else b"N"
-    cdef char op_b = b"T" if t.b.transposed else b"N"
-    cdef float one = 1, beta = 0 if t.bias == NULL else 1
-    cdef double one_d = 1, beta_d = beta
-    if t.dtype == FLOAT32:
-        if t.bias != NULL:
-            fill_rows(<float*> c, m, n, t.n, <const float*> t.bias + column)
+cdef inline char op(bint transposed) noexcept nogil:
+    return b"T" if transposed else b"N"
+
+
+cdef inline void multiply(
+    real* c, int m, int n, int k, int stride, Matrix a, Matrix b, bint add
+) noexcept nogil:
+    """C = A·B, or C += A·B, row-major. Vectors go to gemv, since gemm packs what is used once."""
+    cdef char op_a = op(a.transposed), op_b = op(b.transposed)
+    cdef char not_op_a = op(not a.transposed)
+    cdef real one = 1, beta = 1 if add else 0
+    cdef real* p = <real*> a.data
+    cdef real* q = <real*> b.data
+    cdef int unit = 1, a_step = a.stride if a.transposed else 1
+    cdef int b_step = 1 if b.transposed else b.stride
+    # The sizes of the operands as they lie in memory.
+    cdef int a_rows = m if a.transposed else k, a_columns = k if a.transposed else m
+    cdef int b_rows = k if b.transposed else n, b_columns = n if b.transposed else k
+    if m == 1:
+        if real is float:
+            sgemv(&op_b, &b_rows, &b_columns, &one, q, &b.stride, p, &a_step, &beta, c, &unit)
+        else:
+            dgemv(&op_b, &b_rows, &b_columns, &one, q, &b.stride, p, &a_step, &beta, c, &unit)
+    elif n == 1:
+        if real is float:
+            sgemv(
+                &not_op_a, &a_rows, &a_columns, &one, p, &a.stride, q, &b_step, &beta, c, &stride
+            )
+        else:
+            dgemv(
+                &not_op_a, &a_rows, &a_columns, &one, p, &a.stride, q, &b_step, &beta, c, &stride
+            )
+    elif real is float:
         sgemm(
-            &op_b, &op_a, &n, &m, &k, &one, <float*> b, &t.b.stride, <float*> a, &t.a.stride,
-            &beta, <float*> c, &stride,
+            &op_b, &op_a, &n, &m, &k, &one, q, &b.stride, p, &a.stride, &beta, c, &stride
         )
     else:
-        if t.bias != NULL:
-            fill_rows(<double*> c, m, n, t.n, <const double*> t.bias + column)
         dgemm(
-            &op_b, &op_a, &n, &m, &k, &one_d, <double*> b, &t.b.stride, <double*> a, &t.a.stride,
-            &beta_d, <double*> c, &stride,
+            &op_b, &op_a, &n, &m, &k, &one, q, &b.stride, p, &a.stride, &beta, c, &stride
         )
+
+
+cdef inline void product_tile(
+    Product* t, real* c, const real* bias, Py_ssize_t row, Py_ssize_t column
+) noexcept nogil:
+    cdef Py_ssize_t size = sizeof(real)
+    cdef Py_ssize_t m = min(t.tile_m, t.m - row), n = min(t.tile_n, t.n - column)
+    cdef Matrix a = t.a, b = t.b
+    a.data = at(t.a, row, 0, size)
+    b.data = at(t.b, 0, column, size)
+    c += row * t.n + column
+    if bias != NULL:
+        fill_rows(c, m, n, t.n, bias + column)
+    multiply(c, <int> m, <int> n, <int> t.k, <int> t.n, a, b, bias != NULL)
+
+
+cdef void product_block(void* task, Py_ssize_t block) noexcept nogil:
+    cdef Product* t = <Product*> task
+    cdef Py_ssize_t row = block // t.tiles_n * t.tile_m, column = block % t.tiles_n * t.tile_n
+    if t.dtype == FLOAT32:
+        product_tile(t, <float*> t.c, <const float*> t.bias, row, column)
+    else:
+        product_tile(t, <double*> t.c, <const double*> t.bias, row, column)
+
+
+cdef inline Py_ssize_t half(Py_ssize_t length) noexcept nogil:
+    return ceil_div(ceil_div(length, 2), TILE_STEP) * TILE_STEP
 
 
 cdef inline void cut_tiles(Product* t) noexcept nogil:
-    """Enough tiles to feed the threads, near-square since a tile packs its share of A and of B."""
+    """Tiles enough to feed the threads, but large ones: each packs its share of A and of B."""
     cdef double work = 2.0 * t.m * t.n * t.k
-    cdef Py_ssize_t wanted = <Py_ssize_t> min(work / 1e6, max(8.0, work / 256e6))
-    cdef Py_ssize_t tiles = 1
+    cdef double num_bytes = 1.0 * (t.m * t.k + t.k * t.n + t.m * t.n) * itemsize_of(t.dtype)
+    cdef double wanted = min(max(work / TILE_WORK, num_bytes / TILE_BYTES), <double> MAX_PARTIALS)
     t.tile_m, t.tile_n = t.m, t.n
-    while tiles < wanted:
-        if t.tile_m >= t.tile_n and t.tile_m > TILE_ROWS:
-            t.tile_m = ceil_div(ceil_div(t.tile_m, 2), TILE_ROWS) * TILE_ROWS
-        elif t.tile_n > TILE_COLUMNS:
-            t.tile_n = ceil_div(ceil_div(t.tile_n, 2), TILE_COLUMNS) * TILE_COLUMNS
-        elif t.tile_m > TILE_ROWS:
-            t.tile_m = ceil_div(ceil_div(t.tile_m, 2), TILE_ROWS) * TILE_ROWS
+    while t.tile_m > MAX_TILE_ROWS:
+        t.tile_m = half(t.tile_m)
+    while ceil_div(t.m, t.tile_m) * ceil_div(t.n, t.tile_n) < wanted:
+        if t.tile_n > MIN_TILE and (t.tile_n >= t.tile_m or t.tile_m <= MIN_TILE):
+            t.tile_n = half(t.tile_n)
+        elif t.tile_m > MIN_TILE:
+            t.tile_m = half(t.tile_m)
         else:
             break
-        tiles = ceil_div(t.m, t.tile_m) * ceil_div(t.n, t.tile_n)
     t.tiles_n = ceil_div(t.n, t.tile_n)
 
 
@@ -126,7 +168,7 @@ def matmul(
     t.m, t.n, t.k = m, n, k
     t.a.data, t.a.stride, t.a.transposed = <const char*> data_of(a), max(a_stride, 1), a_transposed
     t.b.data, t.b.stride, t.b.transposed = <const char*> data_of(b), max(b_stride, 1), b_transposed
-    t.bias, t.c = data_of(bias), <char*> data_of(c)
+    t.bias, t.c = data_of(bias), data_of(c)
     with nogil:
         cut_tiles(&t)
         parallel_for(product_block, &t, ceil_div(t.m, t.tile_m) * t.tiles_n, num_threads)
