@@ -191,16 +191,22 @@ def train(norm, sizes, data, epochs, batch_size, lr, seed):
 
 
 def time_step(norm, sizes, data, batch_size, lr, seed, repeats=30):
-    """Median seconds of the same training step with fastnorm and with NumPy, taken in turns."""
+    """Median seconds of the same training step with fastnorm and with NumPy.
+
+    First the one, then the other: the threads of NumPy's BLAS go on spinning for a tenth of a
+    second after a product, and would take a core from whatever is timed then.
+    """
     x, labels = data[0][:batch_size], data[1][:batch_size]
-    trainers = [Trainer(norm, sizes, seed, functions) for functions in (None, NumPy())]
-    seconds = [[], []]
-    for _ in range(repeats):
-        for trainer, times in zip(trainers, seconds, strict=True):
+    medians = []
+    for functions in (None, NumPy()):
+        trainer, times = Trainer(norm, sizes, seed, functions), []
+        time.sleep(0.3)
+        for _ in range(repeats):
             start = time.perf_counter()
             trainer.step(x, labels, lr)
             times.append(time.perf_counter() - start)
-    return [float(np.median(times[2:])) for times in seconds]  # the first two warm up
+        medians.append(float(np.median(times[2:])))  # the first two warm up
+    return medians
 
 
 # ---- Command line --------------------------------------------------------------------------------
