@@ -2,14 +2,8 @@
 
 cdef extern from "_cpu.h":
     bint fastnorm_cpu_has_avx2()
-    bint fastnorm_cpu_has_avx512()
 
 
 def has_avx2():
     """True where code compiled for x86-64-v3 (AVX2) runs."""
     return fastnorm_cpu_has_avx2()
-
-
-def has_avx512():
-    """True where code compiled for x86-64-v4 (AVX-512) runs."""
-    return fastnorm_cpu_has_avx512()

@@ -27,7 +27,7 @@ from fastnorm._kernels.blocks cimport BLOCK_BYTES, MAX_PARTIALS, ceil_div, threa
 from fastnorm._kernels.columns cimport FLUSH, STRIP, column_centred_sums, column_gradient_sums
 from fastnorm._kernels.columns cimport column_sums, columns_gradient, columns_scale_shift
 from fastnorm._kernels.moments cimport Moments, merge_centred, no_moments, rescue
-from fastnorm._kernels.rows cimport CHUNK, LANES, add_centred_sums, add_gradient_sums, fold
+from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, add_centred_sums, add_gradient_sums, fold
 from fastnorm._kernels.rows cimport row_gradient, row_scale_shift, row_sum
 from fastnorm._pool cimport parallel_for
 
@@ -254,8 +254,8 @@ cdef inline void reduce_planes(Channels* t, const real* x, const real* dy, Block
     """Lanes live on from plane to plane until a chunk is full; the first chunk is centred on the
     mean of its first piece, a later one on the mean so far, which is as good as two sweeps over
     it: what the centre is off by, squared, is part of the sum of squares anyhow."""
-    cdef real lanes[MAX_TILE][LANES]
-    cdef real others[MAX_TILE][LANES]
+    cdef real lanes[MAX_TILE][ALL_LANES]
+    cdef real others[MAX_TILE][ALL_LANES]
     cdef real centre[MAX_TILE]
     cdef Moments moments[MAX_TILE]
     cdef const real* coefficients = <const real*> t.coefficients

@@ -21,14 +21,17 @@ cimport numpy as cnp
 from fastnorm._kernels.arrays cimport FLOAT32, Dtype, Vector, data_of, dtype_of, itemsize_of, put
 from fastnorm._kernels.arrays cimport real, vector_of
 from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div, rows_per_block, threads_for
-from fastnorm._kernels.moments cimport Moments, is_usable, low_part, merge, no_moments
+from fastnorm._kernels.moments cimport Moments, chunk_centre, is_usable, low_part, merge
+from fastnorm._kernels.moments cimport merge_chunk, no_moments
 from fastnorm._kernels.moments cimport reciprocal_std, rescue, row_moments
-from fastnorm._kernels.rows cimport CHUNK, LANES, fold, row_affine
+from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, LANES, TAIL, clear, fold, row_affine
 from fastnorm._pool cimport parallel_for
 
 cnp.import_array()
 
 cdef enum:
+    GROUP = 16                  # rows, at most, that go through the passes together
+    GROUP_BYTES = 16384         # half of L1
     PIECE = 16384               # elements of a long row
     FEW_ROWS = 64               # fewer rows than this, if they are long, are cut into pieces
     # Rows whose parameter gradients are added up in the type of x before they go into double.
@@ -48,6 +51,7 @@ cdef struct Task:
     Dtype dtype
     Py_ssize_t rows, n          # the view (M, N)
     Py_ssize_t rows_per_block
+    Py_ssize_t group            # rows that go through the passes together
     Py_ssize_t pieces           # of a row
     const void* x               # (M, N)
     const void* dy              # (M, N)
@@ -71,6 +75,7 @@ cdef inline void set_view(Task* t, Dtype dtype, Py_ssize_t rows, Py_ssize_t n) n
     t.rows, t.n = rows, n
     t.pieces = ceil_div(n, PIECE)
     t.rows_per_block = rows_per_block(rows, n * itemsize_of(dtype))
+    t.group = max(min(GROUP_BYTES // (n * itemsize_of(dtype)), <Py_ssize_t> GROUP), <Py_ssize_t> 1)
 
 
 cdef inline bint is_cut(Task* t) noexcept nogil:
@@ -109,22 +114,48 @@ cdef inline void normalize(
     row_affine(x, y, n, high, <real> row.rstd, shift, gamma, beta)
 
 
+cdef inline void group_moments(
+    Task* t, const real* x, Py_ssize_t count, Moments* moments
+) noexcept nogil:
+    """Of `count` adjacent rows. One pass over all of them, then the other: each row's passes wait for
+    one another, those of different rows do not."""
+    cdef real centres[GROUP]
+    cdef Py_ssize_t k, piece
+    for k in range(count):
+        moments[k] = no_moments()
+    if t.n <= CHUNK:
+        for k in range(count):
+            centres[k] = chunk_centre(x + k * t.n, t.n)
+        for k in range(count):
+            merge_chunk(&moments[k], x + k * t.n, t.n, centres[k])
+    else:
+        for k in range(count):
+            for piece in range(t.pieces):
+                merge(
+                    &moments[k],
+                    row_moments(x + k * t.n + piece * PIECE, piece_length(t, piece)),
+                )
+
+
 cdef inline void forward_rows(
     Task* t, const real* x, real* y, Py_ssize_t first, Py_ssize_t last
 ) noexcept nogil:
-    cdef Py_ssize_t index, piece, offset
-    cdef RowStatistics row
-    cdef Moments m
-    for index in range(first, last):
+    cdef Moments moments[GROUP]
+    cdef RowStatistics rows[GROUP]
+    cdef Py_ssize_t index = first, k, offset, count
+    while index < last:
+        count = min(t.group, last - index)
         offset = index * t.n
-        m = no_moments()
-        for piece in range(t.pieces):
-            merge(&m, row_moments(x + offset + piece * PIECE, piece_length(t, piece)))
-        row = finish_statistics(t, x + offset, m)
-        keep_statistics(t, index, row)
-        normalize(
-            x + offset, y + offset, <const real*> t.gamma, <const real*> t.beta, t.n, row
-        )
+        group_moments(t, x + offset, count, moments)
+        for k in range(count):
+            rows[k] = finish_statistics(t, x + offset + k * t.n, moments[k])
+            keep_statistics(t, index + k, rows[k])
+        for k in range(count):
+            normalize(
+                x + offset + k * t.n, y + offset + k * t.n,
+                <const real*> t.gamma, <const real*> t.beta, t.n, rows[k],
+            )
+        index += count
 
 
 cdef void forward_block(void* task, Py_ssize_t block) noexcept nogil:
@@ -234,24 +265,30 @@ cdef inline RowSums row_sums(
     real centre, real rstd, real shift,
 ) noexcept nogil:
     """Σh and Σ(h·x̂) over a chunk, with h = dy·gamma and x̂ = (x - centre)·rstd + shift"""
-    cdef real h_lanes[LANES]
-    cdef real hx_lanes[LANES]
+    cdef real h_lanes[ALL_LANES]
+    cdef real hx_lanes[ALL_LANES]
     cdef Py_ssize_t i = 0, j
     cdef real h
     cdef RowSums sums
-    for j in range(LANES):
-        h_lanes[j] = 0
-        hx_lanes[j] = 0
+    clear(h_lanes)
+    clear(hx_lanes)
     while i + LANES <= n:
         for j in range(LANES):
             h = dy[i + j] if gamma == NULL else dy[i + j] * gamma[i + j]
             h_lanes[j] += h
             hx_lanes[j] += h * ((x[i + j] - centre) * rstd + shift)
         i += LANES
-    for j in range(n - i):
-        h = dy[i + j] if gamma == NULL else dy[i + j] * gamma[i + j]
-        h_lanes[j] += h
-        hx_lanes[j] += h * ((x[i + j] - centre) * rstd + shift)
+    while i + TAIL <= n:
+        for j in range(TAIL):
+            h = dy[i + j] if gamma == NULL else dy[i + j] * gamma[i + j]
+            h_lanes[j] += h
+            hx_lanes[j] += h * ((x[i + j] - centre) * rstd + shift)
+        i += TAIL
+    while i < n:
+        h = dy[i] if gamma == NULL else dy[i] * gamma[i]
+        h_lanes[LANES] += h
+        hx_lanes[LANES] += h * ((x[i] - centre) * rstd + shift)
+        i += 1
     sums.h, sums.hx = fold(h_lanes), fold(hx_lanes)
     return sums
 
@@ -321,17 +358,24 @@ cdef inline void backward_rows(
     Task* t, const real* x, const real* dy, real* dx, double* partial, real* sums,
     Py_ssize_t first, Py_ssize_t last,
 ) noexcept nogil:
-    cdef Py_ssize_t index, piece
-    cdef RowSums total, part
-    for index in range(first, last):
-        total.h, total.hx = 0, 0
-        for piece in range(t.pieces):
-            part = piece_sums(t, x, dy, index, piece)
-            total.h += part.h
-            total.hx += part.hx
-        gradients(t, x, dy, dx, sums, sums + t.n, index, 0, t.n, total)
-        if (index + 1 - first) % FLUSH_ROWS == 0 or index + 1 == last:
+    cdef RowSums totals[GROUP]
+    cdef Py_ssize_t index = first, k, piece, count, unflushed = 0
+    cdef RowSums part
+    while index < last:
+        count = min(max(t.group // 2, <Py_ssize_t> 1), last - index)  # of x and of dy
+        for k in range(count):
+            totals[k].h, totals[k].hx = 0, 0
+            for piece in range(t.pieces):
+                part = piece_sums(t, x, dy, index + k, piece)
+                totals[k].h += part.h
+                totals[k].hx += part.hx
+        for k in range(count):
+            gradients(t, x, dy, dx, sums, sums + t.n, index + k, 0, t.n, totals[k])
+        index += count
+        unflushed += count
+        if unflushed >= FLUSH_ROWS or index == last:
             flush(partial, sums, 2 * t.n)
+            unflushed = 0
 
 
 cdef void backward_block(void* task, Py_ssize_t block) noexcept nogil:

@@ -7,7 +7,7 @@ Chunks are combined by Chan's formula (Chan, Golub and LeVeque, The American Sta
 from libc.math cimport fabs, frexp, isfinite, ldexp, sqrt
 
 from fastnorm._kernels.arrays cimport FLOAT32, Dtype, real
-from fastnorm._kernels.rows cimport CHUNK, LANES, add_centred_sums, fold, row_sum
+from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, add_centred_sums, clear, fold, row_sum
 
 
 cdef struct Moments:
@@ -49,24 +49,28 @@ cdef inline void merge_centred(
     merge(a, b)
 
 
+cdef inline real chunk_centre(const real* x, Py_ssize_t n) noexcept nogil:
+    """The first pass over a chunk: its mean, to the digits of the type."""
+    return <real> (row_sum(x, n) / n)
+
+
+cdef inline void merge_chunk(Moments* a, const real* x, Py_ssize_t n, real centre) noexcept nogil:
+    """The second pass. It corrects the mean: Σ(x - centre) is what the centre's rounding left over."""
+    cdef real lanes[ALL_LANES]
+    cdef real squares[ALL_LANES]
+    clear(lanes)
+    clear(squares)
+    add_centred_sums(x, n, centre, lanes, squares)
+    merge_centred(a, n, centre, fold(lanes), fold(squares))
+
+
 cdef inline Moments row_moments(const real* x, Py_ssize_t n) noexcept nogil:
-    """Moments of a piece of a row, chunk by chunk. The first sweep finds the mean to the digits of
-    the type, the second corrects it: Σ(x - centre) is what the rounding of the centre left
-    over."""
+    """Moments of a piece of a row, chunk by chunk."""
     cdef Moments m = no_moments()
-    cdef real lanes[LANES]
-    cdef real squares[LANES]
-    cdef real centre
     cdef Py_ssize_t i = 0, length
-    cdef int j
     while i < n:
         length = min(n - i, <Py_ssize_t> CHUNK)
-        centre = <real> (row_sum(x + i, length) / length)
-        for j in range(LANES):
-            lanes[j] = 0
-            squares[j] = 0
-        add_centred_sums(x + i, length, centre, lanes, squares)
-        merge_centred(&m, length, centre, fold(lanes), fold(squares))
+        merge_chunk(&m, x + i, length, chunk_centre(x + i, length))
         i += length
     return m
 

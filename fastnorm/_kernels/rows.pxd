@@ -12,21 +12,38 @@ from fastnorm._kernels.arrays cimport real
 
 cdef enum:
     LANES = 32
+    TAIL = 8            # lanes that go on with what is left of a row
+    ALL_LANES = 33      # and one for what is left then
     SHORT = 512         # 16 additions to a lane
     CHUNK = 4096
 
 
 cdef inline double fold(real* restrict lanes) noexcept nogil:
-    """Sum of the LANES lanes, which are overwritten."""
+    """Sum of the lanes, which are overwritten."""
     cdef Py_ssize_t j, half = LANES // 2
     while half >= 4:
         for j in range(half):
             lanes[j] += lanes[half + j]
         half //= 2
-    return (<double> lanes[0] + lanes[2]) + (<double> lanes[1] + lanes[3])
+    return ((<double> lanes[0] + lanes[2]) + (<double> lanes[1] + lanes[3])) + lanes[LANES]
 
 
-# The accumulating forms: lanes live on from one piece of a row, or from one plane, to the next.
+cdef inline void clear(real* restrict lanes) noexcept nogil:
+    cdef Py_ssize_t j
+    for j in range(ALL_LANES):
+        lanes[j] = 0
+
+
+cdef inline void add_lanes(real* restrict lanes, const real* restrict more) noexcept nogil:
+    cdef Py_ssize_t j
+    for j in range(LANES):
+        lanes[j] += more[j]
+    lanes[LANES] += more[LANES]
+
+
+# The accumulating forms: lanes live on from one piece of a row, or from one plane, to the next. Each
+# adds LANES elements at a time, then TAIL, then one, so that a lane is always part of a whole vector:
+# one that is written alone and read with others stalls the processor.
 
 
 cdef inline void add_sum(const real* x, Py_ssize_t n, real* restrict lanes) noexcept nogil:
@@ -36,8 +53,37 @@ cdef inline void add_sum(const real* x, Py_ssize_t n, real* restrict lanes) noex
         for j in range(LANES):
             lanes[j] += x[i + j]
         i += LANES
-    for j in range(n - i):
-        lanes[j] += x[i + j]
+    while i + TAIL <= n:
+        for j in range(TAIL):
+            lanes[j] += x[i + j]
+        i += TAIL
+    while i < n:
+        lanes[LANES] += x[i]
+        i += 1
+
+
+cdef inline void add_centred(
+    const real* x, Py_ssize_t n, real centre, real* restrict lanes, real* restrict squares
+) noexcept nogil:
+    cdef Py_ssize_t i = 0, j
+    cdef real d
+    while i + LANES <= n:
+        for j in range(LANES):
+            d = x[i + j] - centre
+            lanes[j] += d
+            squares[j] += d * d
+        i += LANES
+    while i + TAIL <= n:
+        for j in range(TAIL):
+            d = x[i + j] - centre
+            lanes[j] += d
+            squares[j] += d * d
+        i += TAIL
+    while i < n:
+        d = x[i] - centre
+        lanes[LANES] += d
+        squares[LANES] += d * d
+        i += 1
 
 
 cdef inline void add_centred_sums(
@@ -49,29 +95,16 @@ cdef inline void add_centred_sums(
     the last digit of x, and k² mod 8 is 0, 1 or 4: added one by one to a large sum, squares round
     down more often than up. Sums of 16 do not.
     """
-    cdef real a[LANES]
-    cdef real b[LANES]
-    cdef Py_ssize_t i = 0, j, stop
-    cdef real d
+    cdef real a[ALL_LANES]
+    cdef real b[ALL_LANES]
+    cdef Py_ssize_t i = 0
     while i < n:
-        for j in range(LANES):
-            a[j] = 0
-            b[j] = 0
-        stop = min(i + SHORT, n)
-        while i + LANES <= stop:
-            for j in range(LANES):
-                d = x[i + j] - centre
-                a[j] += d
-                b[j] += d * d
-            i += LANES
-        for j in range(stop - i):
-            d = x[i + j] - centre
-            a[j] += d
-            b[j] += d * d
-        i = stop
-        for j in range(LANES):
-            lanes[j] += a[j]
-            squares[j] += b[j]
+        clear(a)
+        clear(b)
+        add_centred(x + i, min(n - i, <Py_ssize_t> SHORT), centre, a, b)
+        add_lanes(lanes, a)
+        add_lanes(squares, b)
+        i += SHORT
 
 
 cdef inline void add_gradient_sums(
@@ -85,16 +118,20 @@ cdef inline void add_gradient_sums(
             lanes[j] += dy[i + j]
             products[j] += dy[i + j] * ((x[i + j] - centre) * inverse)
         i += LANES
-    for j in range(n - i):
-        lanes[j] += dy[i + j]
-        products[j] += dy[i + j] * ((x[i + j] - centre) * inverse)
+    while i + TAIL <= n:
+        for j in range(TAIL):
+            lanes[j] += dy[i + j]
+            products[j] += dy[i + j] * ((x[i + j] - centre) * inverse)
+        i += TAIL
+    while i < n:
+        lanes[LANES] += dy[i]
+        products[LANES] += dy[i] * ((x[i] - centre) * inverse)
+        i += 1
 
 
 cdef inline double row_sum(const real* x, Py_ssize_t n) noexcept nogil:
-    cdef real lanes[LANES]
-    cdef int j
-    for j in range(LANES):
-        lanes[j] = 0
+    cdef real lanes[ALL_LANES]
+    clear(lanes)
     add_sum(x, n, lanes)
     return fold(lanes)
 
