@@ -23,7 +23,8 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
-from fastnorm._kernels.blocks cimport BLOCK_BYTES, MAX_PARTIALS, ceil_div, threads_for
+from fastnorm._kernels.blocks cimport BLOCK_BYTES, MAX_PARTIALS, ceil_div, prefetch
+from fastnorm._kernels.blocks cimport threads_for
 from fastnorm._kernels.columns cimport FLUSH, STRIP, column_centred_sums, column_gradient_sums
 from fastnorm._kernels.columns cimport column_sums, columns_gradient, columns_scale_shift
 from fastnorm._kernels.moments cimport Moments, merge_centred, no_moments, rescue
@@ -37,6 +38,7 @@ cdef enum:
     TILE_BYTES = 1024           # of a row: a tile of columns takes no less, if there are more
     CACHED_BYTES = 524288       # of a tile that a block finds again in cache
     MAX_TILE = 16               # channels in a tile of planes
+    PIECE = 1024                # elements of a plane: how far ahead memory is asked for
     RANGE_ROWS = 256            # keeps a range's partial results small beside its rows
     RANGE_ELEMENTS = 32768      # of a channel in a range of planes, at least
 
@@ -134,10 +136,10 @@ cdef inline void plan_planes(Channels* t, Py_ssize_t itemsize) noexcept nogil:
     t.planes = True
     t.repeats, t.inner, t.tail = 1, 1, 0
     t.width = t.c
-    t.pieces = ceil_div(t.s, CHUNK)
+    t.pieces = ceil_div(t.s, PIECE)
     t.units = t.n * t.pieces
     t.units_per_range = max(
-        ceil_div(RANGE_ELEMENTS, min(t.s, <Py_ssize_t> CHUNK)), ceil_div(t.units, MAX_PARTIALS)
+        ceil_div(RANGE_ELEMENTS, min(t.s, <Py_ssize_t> PIECE)), ceil_div(t.units, MAX_PARTIALS)
     )
     t.ranges = ceil_div(t.units, t.units_per_range)
     t.whole_tiles = t.ranges == 1 or t.c >= MAX_PARTIALS // 2
@@ -205,9 +207,9 @@ cdef inline Py_ssize_t range_count(Channels* t, Py_ssize_t index) noexcept nogil
     if not t.planes:
         return count
     # Of a plane's pieces the last may be shorter.
-    count *= min(t.s, <Py_ssize_t> CHUNK)
+    count *= min(t.s, <Py_ssize_t> PIECE)
     count -= (b.last_unit // t.pieces - b.first_unit // t.pieces) * (
-        t.pieces * min(t.s, <Py_ssize_t> CHUNK) - t.s
+        t.pieces * min(t.s, <Py_ssize_t> PIECE) - t.s
     )
     return count
 
@@ -241,13 +243,21 @@ cdef inline double round_to_dtype(Channels* t, double value) noexcept nogil:
 
 
 cdef inline Py_ssize_t piece_length(Channels* t, Py_ssize_t unit) noexcept nogil:
-    return min(<Py_ssize_t> CHUNK, t.s - unit % t.pieces * CHUNK)
+    return min(<Py_ssize_t> PIECE, t.s - unit % t.pieces * PIECE)
 
 
 cdef inline Py_ssize_t piece_offset(
     Channels* t, Py_ssize_t unit, Py_ssize_t channel
 ) noexcept nogil:
-    return (unit // t.pieces * t.c + channel) * t.s + unit % t.pieces * CHUNK
+    return (unit // t.pieces * t.c + channel) * t.s + unit % t.pieces * PIECE
+
+
+cdef inline void prefetch_unit(
+    Channels* t, const real* x, Py_ssize_t unit, Py_ssize_t channel
+) noexcept nogil:
+    prefetch(
+        x + piece_offset(t, unit, channel), piece_length(t, unit) * <Py_ssize_t> sizeof(real)
+    )
 
 
 cdef inline void reduce_planes(Channels* t, const real* x, const real* dy, Block b) noexcept nogil:
@@ -272,6 +282,10 @@ cdef inline void reduce_planes(Channels* t, const real* x, const real* dy, Block
         for k in range(channels):
             channel = b.first_channel + k
             offset = piece_offset(t, unit, channel)
+            if unit + 1 < b.last_unit:
+                prefetch_unit(t, x, unit + 1, channel)
+                if t.reduction == GRADIENT_SUMS:
+                    prefetch_unit(t, dy, unit + 1, channel)
             if t.reduction == GRADIENT_SUMS:
                 add_gradient_sums(
                     dy + offset, x + offset, length, coefficients[channel],
@@ -306,20 +320,22 @@ cdef inline void map_planes(
     cdef const real* scale = centre + SCALE * t.width
     cdef const real* shift = centre + SHIFT * t.width
     cdef const real* slope = centre + SLOPE * t.width
-    cdef Py_ssize_t unit, i, length, offset
-    for unit in range(b.first_unit, b.last_unit):
-        length = piece_length(t, unit)
+    cdef Py_ssize_t sample = b.first_unit // t.pieces, start, stop, i, offset
+    while sample * t.pieces < b.last_unit:
+        start = max(b.first_unit - sample * t.pieces, <Py_ssize_t> 0) * PIECE
+        stop = min((b.last_unit - sample * t.pieces) * PIECE, t.s)
         for i in range(b.first_channel, b.last_channel):
-            offset = piece_offset(t, unit, i)
+            offset = (sample * t.c + i) * t.s + start
             if t.map == SCALE_SHIFT:
                 row_scale_shift(
-                    source + offset, y + offset, length, centre[i], scale[i], shift[i]
+                    source + offset, y + offset, stop - start, centre[i], scale[i], shift[i]
                 )
             else:
                 row_gradient(
-                    dy + offset, x + offset, y + offset, length,
+                    dy + offset, x + offset, y + offset, stop - start,
                     centre[i], inverse[i], slope[i], shift[i], scale[i],
                 )
+        sample += 1
 
 
 # Columns

@@ -1,7 +1,7 @@
 """Primitives over a strip of columns of a row-major matrix: one accumulator, one coefficient a
 column.
 
-The columns are the vector; rows are taken eight (or two) at a time, so that the accumulators are
+The columns are the vector; rows are taken eight (or four) at a time, so that the accumulators are
 loaded and stored once for all of them. Eight rows are added up among themselves first: a short
 sum, see `add_centred_sums` in rows.pxd. The order of the additions is the same for any width of
 vectors.
@@ -78,28 +78,29 @@ cdef inline void column_gradient_sums(
 ) noexcept nogil:
     """sums += Σ_rows dy;  products += Σ_rows dy·x̂  with x̂ = (x - centre)·inverse"""
     cdef Py_ssize_t i = 0, j
-    cdef real p, q
-    cdef const real *a
-    cdef const real *b
-    cdef const real *c
-    cdef const real *d
-    while i + 2 <= rows:
+    cdef real p, q, r, s
+    cdef const real* a
+    cdef const real* b
+    while i + 4 <= rows:
         a = x + i * stride
-        b = a + stride
-        c = dy + i * stride
-        d = c + stride
+        b = dy + i * stride
         for j in range(n):
             p = (a[j] - centre[j]) * inverse[j]
-            q = (b[j] - centre[j]) * inverse[j]
-            sums[j] = (sums[j] + c[j]) + d[j]
-            products[j] = (products[j] + c[j] * p) + d[j] * q
-        i += 2
-    if i < rows:
+            q = (a[j + stride] - centre[j]) * inverse[j]
+            r = (a[j + 2 * stride] - centre[j]) * inverse[j]
+            s = (a[j + 3 * stride] - centre[j]) * inverse[j]
+            sums[j] += (b[j] + b[j + stride]) + (b[j + 2 * stride] + b[j + 3 * stride])
+            products[j] += (b[j] * p + b[j + stride] * q) + (
+                b[j + 2 * stride] * r + b[j + 3 * stride] * s
+            )
+        i += 4
+    while i < rows:
         a = x + i * stride
-        c = dy + i * stride
+        b = dy + i * stride
         for j in range(n):
-            sums[j] += c[j]
-            products[j] += c[j] * ((a[j] - centre[j]) * inverse[j])
+            sums[j] += b[j]
+            products[j] += b[j] * ((a[j] - centre[j]) * inverse[j])
+        i += 1
 
 
 cdef inline void columns_scale_shift(
