@@ -9,7 +9,7 @@ from operator import index
 
 import numpy as np
 
-DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+_FLOAT32, _FLOAT64 = DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 _DTYPE_NAMES = " or ".join(map(str, DTYPES))
 
 
@@ -27,9 +27,11 @@ def array(function, name, value):
         )
     else:
         a = np.asarray(value)
-    if a.dtype not in DTYPES or not a.dtype.isnative:
-        raise TypeError(f"{function}: {name} must be an array of {_DTYPE_NAMES}, got {a.dtype}")
-    return a
+    dtype = a.dtype
+    # Identity first: it is much faster than equality, and almost always true.
+    if dtype is _FLOAT32 or dtype is _FLOAT64 or dtype in DTYPES:
+        return a
+    raise TypeError(f"{function}: {name} must be an array of {_DTYPE_NAMES}, got {dtype}")
 
 
 def shaped(function, name, value, shape):
@@ -66,25 +68,28 @@ def output(function, out, shape, dtype, *inputs, may_be=None):
     """`out`, or a new array. It must not overlap an input, but may be `may_be` itself."""
     if out is None:
         return np.empty(shape, dtype)
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"{function}: out must be an ndarray, got {type(out).__name__}")
-    if isinstance(out, np.ma.MaskedArray):
-        raise TypeError(f"{function}: out must be an ndarray, got a masked array")
+    if type(out) is not np.ndarray:
+        if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+            raise TypeError(f"{function}: out must be an ndarray, got {type(out).__name__}")
     if out.shape != shape:
         raise ValueError(f"{function}: out must have shape {shape}, got {out.shape}")
     if out.dtype != dtype:
         raise TypeError(f"{function}: out must have dtype {dtype}, got {out.dtype}")
-    if not out.flags.writeable:
+    flags = out.flags
+    if not flags.writeable:
         raise ValueError(f"{function}: out must be writeable, got a read-only array")
-    if has_internal_overlap(out):
+    if not flags.forc and has_internal_overlap(out):
         raise ValueError(
             f"{function}: out must have an element of its own for each index, "
             f"got strides {out.strides}"
         )
     for name, a in inputs:
-        if a is None or (_is_same(out, a) and a is may_be):
-            continue
-        if overlap(out, a):
+        if (
+            a is not None
+            and np.may_share_memory(out, a)
+            and not (a is may_be and _is_same(out, a))
+            and overlap(out, a)
+        ):
             raise ValueError(f"{function}: out must not overlap {name}")
     return out
 
@@ -100,8 +105,6 @@ def _is_same(a, b):
 
 def overlap(a, b):
     """Whether two arrays share an element; in doubt, yes."""
-    if not np.may_share_memory(a, b):
-        return False
     try:
         return np.shares_memory(a, b, max_work=100_000)
     except np.exceptions.TooHardError:
@@ -111,7 +114,7 @@ def overlap(a, b):
 def has_internal_overlap(a):
     """Whether two indices of `a` may lead to one element: a stride that does not clear those below
     it."""
-    if a.flags.forc or a.size == 0:
+    if a.size == 0:
         return False
     reach = a.itemsize
     for stride, length in sorted((abs(s), n) for s, n in zip(a.strides, a.shape, strict=True)):
@@ -141,11 +144,6 @@ def epsilon(function, eps):
     return value
 
 
-def rstd_of_nothing(eps):
-    """1 / sqrt(var + eps) of no values at all, whose variance is taken as 0."""
-    return eps**-0.5 if eps else np.inf
-
-
 def one_axis(function, axis, ndim):
     """`axis` counted from the front."""
     try:
@@ -164,7 +162,7 @@ def one_axis(function, axis, ndim):
 
 def many_axes(function, axis, ndim):
     """`axis`, an int or a tuple of them, as a tuple counted from the front, ascending."""
-    if not isinstance(axis, tuple | list):
+    if type(axis) is int or not isinstance(axis, tuple | list):
         return (one_axis(function, axis, ndim),)
     axes = tuple(sorted(one_axis(function, a, ndim) for a in axis))
     if not axes:
@@ -192,7 +190,20 @@ def fields(function, cache, kind):
 
 def contiguous(a, order=None):
     """`a` with its axes in `order`, C-contiguous: `a` itself where it is so already."""
-    return np.asarray(a if order is None else a.transpose(order), order="C")
+    view = a if order is None else a.transpose(order)
+    return view if view.flags.c_contiguous else np.asarray(view, order="C")
+
+
+def new_statistics(shape, size, eps):
+    """Arrays for mean and rstd of `size` values; those of none are 0 and 1 / sqrt(eps)."""
+    if size:
+        return np.empty(shape), np.empty(shape)
+    return np.zeros(shape), np.full(shape, eps**-0.5 if eps else np.inf)
+
+
+def cast(a, dtype):
+    """An optional array in this dtype: `a` itself where it has it."""
+    return a if a is None or a.dtype is dtype else a.astype(dtype, copy=False)
 
 
 def trailing(axes, ndim):

@@ -94,8 +94,8 @@ def _run(function, x, weight, bias, out, *, inference):
     _matmul(
         function,
         x.reshape(rows, x.shape[-1]),
-        weight.astype(x.dtype, copy=False),
-        None if bias is None else bias.astype(x.dtype, copy=False),
+        _arrays.cast(weight, x.dtype),
+        _arrays.cast(bias, x.dtype),
         filled.reshape(rows, weight.shape[1]),
     )
     return _arrays.deliver(filled, y), AffineCache(x, weight, bias)
@@ -222,7 +222,7 @@ def affine_backward(dy, cache, *, out=None):
     dy2 = np.ascontiguousarray(dy, x.dtype).reshape(rows, weight.shape[1])
 
     filled = _arrays.kernel_output(dx)
-    _matmul(function, dy2, weight.astype(x.dtype, copy=False).T, None, filled.reshape(x2.shape))
+    _matmul(function, dy2, _arrays.cast(weight, x.dtype).T, None, filled.reshape(x2.shape))
     _arrays.deliver(filled, dx)
 
     if weight.flags.f_contiguous and not weight.flags.c_contiguous:

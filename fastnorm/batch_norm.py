@@ -126,12 +126,6 @@ def _correction(function, ddof, count):
     return count / (count - value) if count else 1.0
 
 
-def _update(running, batch, decay):
-    """running = decay * running + (1 - decay) * batch, in double, rounded once."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        running[...] = decay * running.astype(np.float64) + (1 - decay) * batch
-
-
 def batch_norm_forward(
     x,
     gamma=None,
@@ -233,21 +227,17 @@ def batch_norm_forward(
         ("x", x), ("gamma", gamma), ("beta", beta),
         ("running_mean", running_mean), ("running_var", running_var),
     )
-    mean, var, rstd = np.zeros(c), np.zeros(c), np.full(c, _arrays.rstd_of_nothing(eps))
+    mean, rstd = _arrays.new_statistics(shape, x.size, eps)
     if not training:
-        mean[...], var[...] = running_mean, running_var
-        _infer(x, mean, var, gamma, beta, axis, eps, y, rstd)
+        mean[...] = running_mean  # the cache must not see later updates
+        _infer(x, mean, running_var, gamma, beta, axis, eps, y, rstd)
     elif x.size:
         filled = _arrays.kernel_output(y)
         _kernel.forward(
-            _arrays.contiguous(x), gamma, beta, n, c, s, eps, filled, mean, var, rstd,
-            get_num_threads(),
+            _arrays.contiguous(x), gamma, beta, n, c, s, eps, decay, correction, filled, mean, rstd,
+            running_mean, running_var, get_num_threads(),
         )
         _arrays.deliver(filled, y)
-        if running_mean is not None:
-            _update(running_mean, mean, decay)
-        if running_var is not None:
-            _update(running_var, var * correction, decay)
     return y, BatchNormCache(x, gamma, beta, mean, rstd, axis, not training)
 
 
@@ -301,7 +291,7 @@ def batch_norm_backward(dy, cache, *, out=None):
         n, c, s = _arrays.channel_view(x.shape, axis)
         filled = _arrays.kernel_output(dx)
         _kernel.backward(
-            _arrays.contiguous(dy.astype(x.dtype, copy=False)), _arrays.contiguous(x),
+            _arrays.contiguous(_arrays.cast(dy, x.dtype)), _arrays.contiguous(x),
             gamma, mean, rstd, n, c, s, frozen, filled, dgamma, dbeta, get_num_threads(),
         )
         _arrays.deliver(filled, dx)

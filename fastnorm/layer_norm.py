@@ -25,17 +25,10 @@ class LayerNormCache(NamedTuple):
     axes: tuple[int, ...]
 
 
-def _rows(x, axes):
-    """M, N and the order of axes of the view (M, N)."""
-    n = prod(x.shape[i] for i in axes)
-    m = prod(length for i, length in enumerate(x.shape) if i not in axes)
-    return m, n, _arrays.trailing(axes, x.ndim)
-
-
-def _run(function, x, gamma, beta, axis, eps, out, *, inference):
+def _forward(function, x, gamma, beta, axis, eps, out, *, inference):
     x = _arrays.array(function, "x", x)
     axes = _arrays.many_axes(function, axis, x.ndim)
-    shape = tuple(x.shape[i] for i in axes)
+    shape = tuple([x.shape[i] for i in axes])
     gamma = _arrays.parameter(function, "gamma", gamma, shape)
     beta = _arrays.parameter(function, "beta", beta, shape)
     eps = _arrays.epsilon(function, eps)
@@ -45,19 +38,18 @@ def _run(function, x, gamma, beta, axis, eps, out, *, inference):
     )
     mean = rstd = None
     if not inference:
-        kept = tuple(1 if i in axes else length for i, length in enumerate(x.shape))
-        mean, rstd = np.zeros(kept), np.full(kept, _arrays.rstd_of_nothing(eps))
+        kept = tuple([1 if i in axes else length for i, length in enumerate(x.shape)])
+        mean, rstd = _arrays.new_statistics(kept, x.size, eps)
     if x.size:
-        m, n, order = _rows(x, axes)
+        n, order = prod(shape), _arrays.trailing(axes, x.ndim)
         filled = _arrays.kernel_output(y, order)
         _kernel.forward(
             _arrays.contiguous(x, order),
-            None if gamma is None else gamma.astype(x.dtype, copy=False),
-            None if beta is None else beta.astype(x.dtype, copy=False),
-            m, n, eps, filled, mean, rstd, get_num_threads(),
+            _arrays.cast(gamma, x.dtype), _arrays.cast(beta, x.dtype),
+            x.size // n, n, eps, filled, mean, rstd, get_num_threads(),
         )
         _arrays.deliver(filled, y, order)
-    return y, LayerNormCache(x, gamma, beta, mean, rstd, axes)
+    return y if inference else (y, LayerNormCache(x, gamma, beta, mean, rstd, axes))
 
 
 def layer_norm(x, gamma=None, beta=None, *, axis=-1, eps=1e-5, out=None):
@@ -108,7 +100,7 @@ def layer_norm(x, gamma=None, beta=None, *, axis=-1, eps=1e-5, out=None):
     array([[-1.,  1.],
            [-1.,  1.]])
     """
-    return _run("layer_norm", x, gamma, beta, axis, eps, out, inference=True)[0]
+    return _forward("layer_norm", x, gamma, beta, axis, eps, out, inference=True)
 
 
 def layer_norm_forward(x, gamma=None, beta=None, *, axis=-1, eps=1e-5, out=None):
@@ -141,7 +133,7 @@ def layer_norm_forward(x, gamma=None, beta=None, *, axis=-1, eps=1e-5, out=None)
     array([[2.],
            [0.]])
     """
-    return _run("layer_norm_forward", x, gamma, beta, axis, eps, out, inference=False)
+    return _forward("layer_norm_forward", x, gamma, beta, axis, eps, out, inference=False)
 
 
 def layer_norm_backward(dy, cache, *, out=None):
@@ -192,13 +184,12 @@ def layer_norm_backward(dy, cache, *, out=None):
     dgamma = None if gamma is None else np.zeros(gamma.shape, gamma.dtype)
     dbeta = None if beta is None else np.zeros(beta.shape, beta.dtype)
     if x.size:
-        m, n, order = _rows(x, axes)
+        n, order = x.size // mean.size, _arrays.trailing(axes, x.ndim)
         filled = _arrays.kernel_output(dx, order)
         _kernel.backward(
-            _arrays.contiguous(dy.astype(x.dtype, copy=False), order),
-            _arrays.contiguous(x, order),
-            None if gamma is None else gamma.astype(x.dtype, copy=False),
-            mean, rstd, m, n, filled, dgamma, dbeta, get_num_threads(),
+            _arrays.contiguous(_arrays.cast(dy, x.dtype), order), _arrays.contiguous(x, order),
+            _arrays.cast(gamma, x.dtype), mean, rstd, mean.size, n, filled, dgamma, dbeta,
+            get_num_threads(),
         )
         _arrays.deliver(filled, dx, order)
     return dx, dgamma, dbeta

@@ -179,7 +179,7 @@ def weight_norm_backward(dy, cache, *, out=None):
     if v.size:
         filled = _arrays.kernel_output(dv)
         _kernel.backward(
-            _arrays.contiguous(dy.astype(v.dtype, copy=False)), _arrays.contiguous(v),
+            _arrays.contiguous(_arrays.cast(dy, v.dtype)), _arrays.contiguous(v),
             g, norm, n, c, s, filled, dg, get_num_threads(),
         )
         _arrays.deliver(filled, dv)

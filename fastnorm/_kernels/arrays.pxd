@@ -14,10 +14,11 @@ cdef enum Dtype:
     FLOAT64
 
 
-# One value per channel, of any of the dtypes: a parameter, a statistic, a gradient. Contiguous.
+# One value per channel, of any of the dtypes: a parameter, a statistic, a gradient.
 cdef struct Vector:
-    void* data
+    char* data
     Dtype dtype
+    Py_ssize_t stride           # in bytes
 
 
 cdef inline Dtype dtype_of(cnp.ndarray array) noexcept:
@@ -30,29 +31,33 @@ cdef inline void* data_of(cnp.ndarray array) noexcept:
     return NULL if array is None else cnp.PyArray_DATA(array)
 
 
-cdef inline Vector vector_of(cnp.ndarray array) noexcept:
-    cdef Vector vector
-    vector.data = data_of(array)
-    vector.dtype = dtype_of(array)
-    return vector
-
-
 cdef inline Py_ssize_t itemsize_of(Dtype dtype) noexcept nogil:
     return 4 if dtype == FLOAT32 else 8
+
+
+cdef inline Vector vector_of(cnp.ndarray array) noexcept:
+    """Of an array of one axis, any strides, or of a contiguous one."""
+    cdef Vector vector
+    vector.data = <char*> data_of(array)
+    vector.dtype = dtype_of(array)
+    vector.stride = itemsize_of(vector.dtype)
+    if array is not None and cnp.PyArray_NDIM(array) == 1:
+        vector.stride = cnp.PyArray_STRIDE(array, 0)
+    return vector
 
 
 cdef inline double get(Vector vector, Py_ssize_t i, double absent) noexcept nogil:
     """Element i, or `absent` where the vector is."""
     if vector.dtype == FLOAT32:
-        return (<const float*> vector.data)[i]
+        return (<const float*> (vector.data + i * vector.stride))[0]
     if vector.dtype == FLOAT64:
-        return (<const double*> vector.data)[i]
+        return (<const double*> (vector.data + i * vector.stride))[0]
     return absent
 
 
 cdef inline void put(Vector vector, Py_ssize_t i, double value) noexcept nogil:
     """Store element i, rounded to the vector's dtype; nothing where the vector is absent."""
     if vector.dtype == FLOAT32:
-        (<float*> vector.data)[i] = <float> value
+        (<float*> (vector.data + i * vector.stride))[0] = <float> value
     elif vector.dtype == FLOAT64:
-        (<double*> vector.data)[i] = value
+        (<double*> (vector.data + i * vector.stride))[0] = value

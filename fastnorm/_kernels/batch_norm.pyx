@@ -27,8 +27,12 @@ cdef struct BatchNorm:
     Vector gamma                # (C,) or absent, as all below
     Vector beta
     Vector mean                 # float64
-    Vector var                  # float64
+    Vector var
     Vector rstd                 # float64
+    Vector running_mean
+    Vector running_var
+    double decay
+    double correction           # from the biased variance to that which is kept
     Vector dgamma
     Vector dbeta
     double eps
@@ -48,6 +52,11 @@ cdef void normalize_channel(
     )
 
 
+cdef inline void move(Vector running, Py_ssize_t channel, double decay, double batch) noexcept nogil:
+    """running = decay·running + (1 - decay)·batch"""
+    put(running, channel, decay * get(running, channel, 0) + (1 - decay) * batch)
+
+
 cdef void finish_forward(Channels* t, Py_ssize_t channel, double mean, double m2) noexcept nogil:
     cdef BatchNorm* norm = <BatchNorm*> t.norm
     cdef Py_ssize_t count = t.n * t.s
@@ -56,8 +65,9 @@ cdef void finish_forward(Channels* t, Py_ssize_t channel, double mean, double m2
     if not is_usable(var + norm.eps, t.dtype):
         rescue_channel(t, channel, True, norm.eps, &mean, &var, &rstd)
     put(norm.mean, channel, mean)
-    put(norm.var, channel, var)
     put(norm.rstd, channel, rstd)
+    move(norm.running_mean, channel, norm.decay, mean)
+    move(norm.running_var, channel, norm.decay, var * norm.correction)
     normalize_channel(t, channel, mean, rstd)
 
 
@@ -129,10 +139,13 @@ def forward(
     Py_ssize_t c,
     Py_ssize_t s,
     double eps,
+    double decay,
+    double correction,          # of the variance that goes into running_var
     cnp.ndarray y,              # OUT (N, C, S)
     cnp.ndarray mean,           # OUT (C,) float64
-    cnp.ndarray var,            # OUT (C,) float64
     cnp.ndarray rstd,           # OUT (C,) float64
+    cnp.ndarray running_mean,   # INOUT (C,) or None
+    cnp.ndarray running_var,    # INOUT (C,) or None
     int num_threads,
 ):
     """Training: normalise with the statistics of the batch."""
@@ -143,7 +156,9 @@ def forward(
     norm.channels.x, norm.channels.dy, norm.channels.source = data_of(x), NULL, data_of(x)
     norm.channels.y = data_of(y)
     norm.gamma, norm.beta, norm.eps = vector_of(gamma), vector_of(beta), eps
-    norm.mean, norm.var, norm.rstd = vector_of(mean), vector_of(var), vector_of(rstd)
+    norm.mean, norm.rstd = vector_of(mean), vector_of(rstd)
+    norm.running_mean, norm.running_var = vector_of(running_mean), vector_of(running_var)
+    norm.decay, norm.correction = decay, correction
     run_batch_norm(&norm, "batch_norm_forward", num_threads)
 
 
