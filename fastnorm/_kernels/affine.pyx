@@ -13,8 +13,8 @@ BLAS is column-major: what is row-major here is its transpose there, and C = A·
 cimport numpy as cnp
 from scipy.linalg.cython_blas cimport dgemm, dgemv, sgemm, sgemv
 
-from fastnorm._kernels.arrays cimport FLOAT32, Dtype, Vector, data_of, dtype_of, itemsize_of, put
-from fastnorm._kernels.arrays cimport real, vector_of
+from fastnorm._kernels.arrays cimport FLOAT32, Dtype, Vector, data_of, dtype_of, itemsize_of
+from fastnorm._kernels.arrays cimport real, store, vector_of
 from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div, threads_for
 from fastnorm._kernels.columns cimport FLUSH, STRIP, column_sums
 from fastnorm._pool cimport parallel_for
@@ -195,8 +195,7 @@ cdef inline void sum_strip(ColumnSums* t, const real* x, Py_ssize_t column) noex
         for j in range(n):
             totals[j] += sums[j]
         row += more
-    for j in range(n):
-        put(t.sums, column + j, totals[j])
+    store(t.sums, column, n, totals)
 
 
 cdef void sum_block(void* task, Py_ssize_t block) noexcept nogil:

@@ -46,18 +46,32 @@ cdef inline Vector vector_of(cnp.ndarray array) noexcept:
     return vector
 
 
-cdef inline double get(Vector vector, Py_ssize_t i, double absent) noexcept nogil:
-    """Element i, or `absent` where the vector is."""
+cdef inline void load(
+    Vector vector, Py_ssize_t start, Py_ssize_t n, double absent, double* restrict values
+) noexcept nogil:
+    """n elements from `start` on, or `absent` where the vector is."""
+    cdef const char* p = vector.data + start * vector.stride
+    cdef Py_ssize_t i
     if vector.dtype == FLOAT32:
-        return (<const float*> (vector.data + i * vector.stride))[0]
-    if vector.dtype == FLOAT64:
-        return (<const double*> (vector.data + i * vector.stride))[0]
-    return absent
-
-
-cdef inline void put(Vector vector, Py_ssize_t i, double value) noexcept nogil:
-    """Store element i, rounded to the vector's dtype; nothing where the vector is absent."""
-    if vector.dtype == FLOAT32:
-        (<float*> (vector.data + i * vector.stride))[0] = <float> value
+        for i in range(n):
+            values[i] = (<const float*> (p + i * vector.stride))[0]
     elif vector.dtype == FLOAT64:
-        (<double*> (vector.data + i * vector.stride))[0] = value
+        for i in range(n):
+            values[i] = (<const double*> (p + i * vector.stride))[0]
+    else:
+        for i in range(n):
+            values[i] = absent
+
+
+cdef inline void store(
+    Vector vector, Py_ssize_t start, Py_ssize_t n, const double* values
+) noexcept nogil:
+    """n elements from `start` on, rounded to the vector's dtype; nothing where it is absent."""
+    cdef char* p = vector.data + start * vector.stride
+    cdef Py_ssize_t i
+    if vector.dtype == FLOAT32:
+        for i in range(n):
+            (<float*> (p + i * vector.stride))[0] = <float> values[i]
+    elif vector.dtype == FLOAT64:
+        for i in range(n):
+            (<double*> (p + i * vector.stride))[0] = values[i]

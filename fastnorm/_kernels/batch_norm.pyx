@@ -13,11 +13,13 @@ view; here is what happens to the two numbers of a channel.
 
 cimport numpy as cnp
 
-from fastnorm._kernels.arrays cimport Vector, data_of, dtype_of, get, put, vector_of
+from fastnorm._kernels.arrays cimport NONE, Vector, data_of, dtype_of, load, store, vector_of
 from fastnorm._kernels.channels cimport CENTRE, GRADIENT, GRADIENT_SUMS, INVERSE, MOMENTS
 from fastnorm._kernels.channels cimport NO_REDUCTION, SCALE, SCALE_SHIFT, SHIFT, SLOPE, Channels
-from fastnorm._kernels.channels cimport plan, rescue_channel, round_to_dtype, run, set_coefficient
-from fastnorm._kernels.moments cimport is_usable, low_part, reciprocal_std
+from fastnorm._kernels.channels cimport high_parts, plan, rescue_channel, run, set_all
+from fastnorm._kernels.channels cimport set_coefficients
+from fastnorm._kernels.columns cimport STRIP
+from fastnorm._kernels.moments cimport is_usable, reciprocal_std
 
 cnp.import_array()
 
@@ -38,87 +40,137 @@ cdef struct BatchNorm:
     double eps
 
 
-cdef void normalize_channel(
-    Channels* t, Py_ssize_t channel, double mean, double rstd
+cdef inline void set_normalize(
+    Channels* t, Py_ssize_t channel, Py_ssize_t n, const double* mean, const double* rstd
 ) noexcept nogil:
     """y = (x - high)·scale + shift, where mean = high + low"""
     cdef BatchNorm* norm = <BatchNorm*> t.norm
-    cdef double high = round_to_dtype(t, mean)
-    cdef double scale = rstd * get(norm.gamma, channel, 1)
-    set_coefficient(t, CENTRE, channel, high)
-    set_coefficient(t, SCALE, channel, scale)
-    set_coefficient(
-        t, SHIFT, channel, get(norm.beta, channel, 0) - low_part(mean, high) * scale
-    )
+    cdef double high[STRIP]
+    cdef double scale[STRIP]
+    cdef double shift[STRIP]
+    cdef Py_ssize_t i
+    high_parts(t, n, mean, high)
+    load(norm.gamma, channel, n, 1, scale)
+    load(norm.beta, channel, n, 0, shift)
+    for i in range(n):
+        scale[i] = scale[i] * rstd[i]
+        shift[i] = shift[i] - (mean[i] - high[i]) * scale[i]
+    set_coefficients(t, CENTRE, channel, n, high)
+    set_coefficients(t, SCALE, channel, n, scale)
+    set_coefficients(t, SHIFT, channel, n, shift)
 
 
-cdef inline void move(Vector running, Py_ssize_t channel, double decay, double batch) noexcept nogil:
-    """running = decay·running + (1 - decay)·batch"""
-    put(running, channel, decay * get(running, channel, 0) + (1 - decay) * batch)
-
-
-cdef void finish_forward(Channels* t, Py_ssize_t channel, double mean, double m2) noexcept nogil:
-    cdef BatchNorm* norm = <BatchNorm*> t.norm
-    cdef Py_ssize_t count = t.n * t.s
-    cdef double var = m2 / count
-    cdef double rstd = reciprocal_std(var, norm.eps)
-    if not is_usable(var + norm.eps, t.dtype):
-        rescue_channel(t, channel, True, norm.eps, &mean, &var, &rstd)
-    put(norm.mean, channel, mean)
-    put(norm.rstd, channel, rstd)
-    move(norm.running_mean, channel, norm.decay, mean)
-    move(norm.running_var, channel, norm.decay, var * norm.correction)
-    normalize_channel(t, channel, mean, rstd)
-
-
-cdef void prepare_inference(Channels* t, Py_ssize_t channel) noexcept nogil:
-    cdef BatchNorm* norm = <BatchNorm*> t.norm
-    cdef double rstd = reciprocal_std(get(norm.var, channel, 1), norm.eps)
-    put(norm.rstd, channel, rstd)
-    normalize_channel(t, channel, get(norm.mean, channel, 0), rstd)
-
-
-cdef void prepare_backward(Channels* t, Py_ssize_t channel) noexcept nogil:
-    cdef BatchNorm* norm = <BatchNorm*> t.norm
-    set_coefficient(t, CENTRE, channel, round_to_dtype(t, get(norm.mean, channel, 0)))
-    set_coefficient(t, INVERSE, channel, get(norm.rstd, channel, 1))
-
-
-cdef double store_parameter_gradients(
-    Channels* t, Py_ssize_t channel, double sum_dy, double sum_products
+cdef inline void move(
+    Vector running, Py_ssize_t channel, Py_ssize_t n, double decay, double correction,
+    const double* batch,
 ) noexcept nogil:
-    """Returns dgamma: x̂ = (x - high)·rstd - low·rstd, of which the sum has the first term."""
+    """running = decay·running + (1 - decay)·correction·batch"""
+    cdef double values[STRIP]
+    cdef Py_ssize_t i
+    if running.dtype != NONE:
+        load(running, channel, n, 0, values)
+        for i in range(n):
+            values[i] = decay * values[i] + (1 - decay) * (correction * batch[i])
+        store(running, channel, n, values)
+
+
+cdef void finish_forward(
+    Channels* t, Py_ssize_t channel, Py_ssize_t n, double* mean, double* m2
+) noexcept nogil:
     cdef BatchNorm* norm = <BatchNorm*> t.norm
-    cdef double mean = get(norm.mean, channel, 0), rstd = get(norm.rstd, channel, 1)
-    cdef double low = low_part(mean, round_to_dtype(t, mean))
-    cdef double dgamma = sum_products - low * rstd * sum_dy
-    put(norm.dgamma, channel, dgamma)
-    put(norm.dbeta, channel, sum_dy)
-    return dgamma
+    cdef double var[STRIP]
+    cdef double rstd[STRIP]
+    cdef double count = <double> t.n * t.s
+    cdef Py_ssize_t i
+    for i in range(n):
+        var[i] = m2[i] / count
+        rstd[i] = reciprocal_std(var[i], norm.eps)
+    for i in range(n):
+        if not is_usable(var[i] + norm.eps, t.dtype):
+            rescue_channel(t, channel + i, True, norm.eps, &mean[i], &var[i], &rstd[i])
+    store(norm.mean, channel, n, mean)
+    store(norm.rstd, channel, n, rstd)
+    move(norm.running_mean, channel, n, norm.decay, 1, mean)
+    move(norm.running_var, channel, n, norm.decay, norm.correction, var)
+    set_normalize(t, channel, n, mean, rstd)
+
+
+cdef void prepare_inference(Channels* t, Py_ssize_t channel, Py_ssize_t n) noexcept nogil:
+    cdef BatchNorm* norm = <BatchNorm*> t.norm
+    cdef double mean[STRIP]
+    cdef double rstd[STRIP]
+    cdef Py_ssize_t i
+    load(norm.mean, channel, n, 0, mean)
+    load(norm.var, channel, n, 1, rstd)
+    for i in range(n):
+        rstd[i] = reciprocal_std(rstd[i], norm.eps)
+    store(norm.rstd, channel, n, rstd)
+    set_normalize(t, channel, n, mean, rstd)
+
+
+cdef void prepare_backward(Channels* t, Py_ssize_t channel, Py_ssize_t n) noexcept nogil:
+    cdef BatchNorm* norm = <BatchNorm*> t.norm
+    cdef double mean[STRIP]
+    cdef double rstd[STRIP]
+    load(norm.mean, channel, n, 0, mean)
+    load(norm.rstd, channel, n, 1, rstd)
+    high_parts(t, n, mean, mean)
+    set_coefficients(t, CENTRE, channel, n, mean)
+    set_coefficients(t, INVERSE, channel, n, rstd)
+
+
+cdef inline void finish_gradients(
+    Channels* t, Py_ssize_t channel, Py_ssize_t n, double* sum_dy, double* sum_products,
+    double* restrict left_over, double* restrict scale,
+) noexcept nogil:
+    """Store dgamma and dbeta. sum_products becomes dgamma: in x̂ = (x - high)·rstd - low·rstd, the sum
+    has the first term. left_over = low·rstd, scale = gamma·rstd."""
+    cdef BatchNorm* norm = <BatchNorm*> t.norm
+    cdef double mean[STRIP]
+    cdef double rstd[STRIP]
+    cdef double high[STRIP]
+    cdef Py_ssize_t i
+    load(norm.mean, channel, n, 0, mean)
+    load(norm.rstd, channel, n, 1, rstd)
+    load(norm.gamma, channel, n, 1, scale)
+    high_parts(t, n, mean, high)
+    for i in range(n):
+        scale[i] = scale[i] * rstd[i]
+        left_over[i] = (mean[i] - high[i]) * rstd[i]
+        sum_products[i] -= left_over[i] * sum_dy[i]
+    store(norm.dgamma, channel, n, sum_products)
+    store(norm.dbeta, channel, n, sum_dy)
 
 
 cdef void finish_backward(
-    Channels* t, Py_ssize_t channel, double sum_dy, double sum_products
+    Channels* t, Py_ssize_t channel, Py_ssize_t n, double* sum_dy, double* sum_products
 ) noexcept nogil:
-    cdef BatchNorm* norm = <BatchNorm*> t.norm
-    cdef double dgamma = store_parameter_gradients(t, channel, sum_dy, sum_products)
-    cdef double mean = get(norm.mean, channel, 0), rstd = get(norm.rstd, channel, 1)
-    cdef double low = low_part(mean, round_to_dtype(t, mean))
+    """dx = (dy + (x - high)·rstd·slope + shift)·scale"""
+    cdef double left_over[STRIP]
+    cdef double scale[STRIP]
+    cdef double slope[STRIP]
+    cdef double shift[STRIP]
     cdef double count = <double> t.n * t.s
-    set_coefficient(t, SCALE, channel, rstd * get(norm.gamma, channel, 1))
-    set_coefficient(t, SLOPE, channel, -dgamma / count)
-    set_coefficient(t, SHIFT, channel, (dgamma * (low * rstd) - sum_dy) / count)
+    cdef Py_ssize_t i
+    finish_gradients(t, channel, n, sum_dy, sum_products, left_over, scale)
+    for i in range(n):
+        slope[i] = -sum_products[i] / count
+        shift[i] = (sum_products[i] * left_over[i] - sum_dy[i]) / count
+    set_coefficients(t, SCALE, channel, n, scale)
+    set_coefficients(t, SLOPE, channel, n, slope)
+    set_coefficients(t, SHIFT, channel, n, shift)
 
 
 cdef void finish_frozen_backward(
-    Channels* t, Py_ssize_t channel, double sum_dy, double sum_products
+    Channels* t, Py_ssize_t channel, Py_ssize_t n, double* sum_dy, double* sum_products
 ) noexcept nogil:
-    cdef BatchNorm* norm = <BatchNorm*> t.norm
-    cdef double rstd = get(norm.rstd, channel, 1)
-    store_parameter_gradients(t, channel, sum_dy, sum_products)
-    set_coefficient(t, CENTRE, channel, 0)
-    set_coefficient(t, SCALE, channel, rstd * get(norm.gamma, channel, 1))
-    set_coefficient(t, SHIFT, channel, -0.0)  # adding it changes nothing, not even a zero's sign
+    """dx = dy·scale"""
+    cdef double left_over[STRIP]
+    cdef double scale[STRIP]
+    finish_gradients(t, channel, n, sum_dy, sum_products, left_over, scale)
+    set_all(t, CENTRE, channel, n, 0)
+    set_coefficients(t, SCALE, channel, n, scale)
+    set_all(t, SHIFT, channel, n, -0.0)  # adding it changes nothing, not even a zero's sign
 
 
 cdef int run_batch_norm(BatchNorm* norm, str function, int num_threads) except -1:

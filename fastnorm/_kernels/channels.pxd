@@ -61,9 +61,10 @@ cdef enum Coefficient:
     SLOPE
     COEFFICIENTS
 
-ctypedef void (*prepare_function)(Channels* t, Py_ssize_t channel) noexcept nogil
+# What a norm does to a few channels, at most STRIP, from `channel` on.
+ctypedef void (*prepare_function)(Channels* t, Py_ssize_t channel, Py_ssize_t n) noexcept nogil
 ctypedef void (*finish_function)(
-    Channels* t, Py_ssize_t channel, double first, double second
+    Channels* t, Py_ssize_t channel, Py_ssize_t n, double* first, double* second
 ) noexcept nogil
 
 
@@ -71,7 +72,7 @@ cdef struct Channels:
     Reduction reduction
     Map map
     prepare_function prepare    # sets the coefficients that the reduction needs, or NULL
-    finish_function finish      # takes a channel's two numbers, sets the coefficients of the map
+    finish_function finish      # takes two numbers a channel, sets the coefficients of the map
     void* norm                  # what these two need to know
 
     Dtype dtype
@@ -221,22 +222,47 @@ cdef inline Py_ssize_t range_width(Channels* t, Py_ssize_t index) noexcept nogil
 # Coefficients
 
 
-cdef inline void set_coefficient(
-    Channels* t, Coefficient row, Py_ssize_t channel, double value
+cdef inline void set_typed(
+    Channels* t, real* row, Py_ssize_t channel, Py_ssize_t n, const double* values
 ) noexcept nogil:
-    """The same for all columns of the channel."""
-    cdef Py_ssize_t repeat, i, start
+    cdef Py_ssize_t repeat, i, j
     for repeat in range(t.repeats):
-        start = row * t.width + (repeat * t.c + channel) * t.inner
-        for i in range(start, start + t.inner):
-            if t.dtype == FLOAT32:
-                (<float*> t.coefficients)[i] = <float> value
-            else:
-                (<double*> t.coefficients)[i] = value
+        if t.inner == 1:
+            for i in range(n):
+                row[repeat * t.c + channel + i] = <real> values[i]
+        else:
+            for i in range(n):
+                for j in range(t.inner):
+                    row[(repeat * t.c + channel + i) * t.inner + j] = <real> values[i]
 
 
-cdef inline double round_to_dtype(Channels* t, double value) noexcept nogil:
-    return <double> <float> value if t.dtype == FLOAT32 else value
+cdef inline void set_coefficients(
+    Channels* t, Coefficient row, Py_ssize_t channel, Py_ssize_t n, const double* values
+) noexcept nogil:
+    """The same for all columns of a channel."""
+    if t.dtype == FLOAT32:
+        set_typed(t, <float*> t.coefficients + row * t.width, channel, n, values)
+    else:
+        set_typed(t, <double*> t.coefficients + row * t.width, channel, n, values)
+
+
+cdef inline void set_all(
+    Channels* t, Coefficient row, Py_ssize_t channel, Py_ssize_t n, double value
+) noexcept nogil:
+    cdef double values[STRIP]
+    cdef Py_ssize_t i
+    for i in range(n):
+        values[i] = value
+    set_coefficients(t, row, channel, n, values)
+
+
+cdef inline void high_parts(
+    Channels* t, Py_ssize_t n, const double* mean, double* restrict high
+) noexcept nogil:
+    """The means to the digits of x's type."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        high[i] = <double> <float> mean[i] if t.dtype == FLOAT32 else mean[i]
 
 
 # Planes
@@ -528,10 +554,10 @@ cdef inline bint rescue_channel(
 
 
 cdef inline void prepare_channels(Channels* t, Block b) noexcept nogil:
-    cdef Py_ssize_t channel
-    if t.prepare != NULL:
-        for channel in range(b.first_channel, b.last_channel):
-            t.prepare(t, channel)
+    cdef Py_ssize_t channel = b.first_channel
+    while t.prepare != NULL and channel < b.last_channel:
+        t.prepare(t, channel, min(b.last_channel - channel, <Py_ssize_t> STRIP))
+        channel += STRIP
 
 
 cdef inline void reduce_typed(Channels* t, const real* x, const real* dy, Block b) noexcept nogil:
@@ -549,13 +575,17 @@ cdef inline void reduce_tile(Channels* t, Block b) noexcept nogil:
 
 
 cdef inline void finish_channels(Channels* t, Block b) noexcept nogil:
-    cdef Py_ssize_t channel
-    cdef double first, second
+    cdef double first[STRIP]
+    cdef double second[STRIP]
+    cdef Py_ssize_t channel = b.first_channel, n, i
     if t.ranges > 1:
         combine_ranges(t, b.first_column, b.last_column)
-    for channel in range(b.first_channel, b.last_channel):
-        fold_channel(t, channel, &first, &second)
-        t.finish(t, channel, first, second)
+    while channel < b.last_channel:
+        n = min(b.last_channel - channel, <Py_ssize_t> STRIP)
+        for i in range(n):
+            fold_channel(t, channel + i, &first[i], &second[i])
+        t.finish(t, channel, n, first, second)
+        channel += n
 
 
 cdef inline void map_typed(

@@ -18,8 +18,8 @@ from libc.stdlib cimport calloc, free, malloc
 
 cimport numpy as cnp
 
-from fastnorm._kernels.arrays cimport FLOAT32, Dtype, Vector, data_of, dtype_of, itemsize_of, put
-from fastnorm._kernels.arrays cimport real, vector_of
+from fastnorm._kernels.arrays cimport FLOAT32, Dtype, Vector, data_of, dtype_of, itemsize_of
+from fastnorm._kernels.arrays cimport real, store, vector_of
 from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div, rows_per_block, threads_for
 from fastnorm._kernels.moments cimport Moments, chunk_centre, is_usable, low_part, merge
 from fastnorm._kernels.moments cimport merge_chunk, no_moments
@@ -402,9 +402,8 @@ cdef void sum_partials(Task* t, Py_ssize_t blocks) noexcept nogil:
     for block in range(1, blocks):
         for i in range(width):
             total[i] += t.partials[block * width + i]
-    for i in range(t.n):
-        put(t.dgamma, i, total[i])
-        put(t.dbeta, i, total[t.n + i])
+    store(t.dgamma, 0, t.n, total)
+    store(t.dbeta, 0, t.n, total + t.n)
 
 
 cdef bint backward_whole_rows(Task* t, int num_threads) noexcept nogil:
@@ -453,9 +452,8 @@ cdef inline void column_gradients(
         if (index + 1) % FLUSH_ROWS == 0 or index + 1 == t.rows:
             flush(totals, dgamma, n)
             flush(totals + n, dbeta, n)
-    for i in range(n):
-        put(t.dgamma, start + i, totals[i])
-        put(t.dbeta, start + i, totals[n + i])
+    store(t.dgamma, start, n, totals)
+    store(t.dbeta, start, n, totals + n)
 
 
 cdef void columns_block(void* task, Py_ssize_t block) noexcept nogil:

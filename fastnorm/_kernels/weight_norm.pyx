@@ -14,10 +14,11 @@ from libc.math cimport sqrt
 
 cimport numpy as cnp
 
-from fastnorm._kernels.arrays cimport Vector, data_of, dtype_of, get, put, vector_of
+from fastnorm._kernels.arrays cimport Vector, data_of, dtype_of, load, store, vector_of
 from fastnorm._kernels.channels cimport CENTRE, GRADIENT, GRADIENT_SUMS, INVERSE, SCALE, SCALE_SHIFT
 from fastnorm._kernels.channels cimport SHIFT, SLOPE, SQUARES, Channels, plan, rescue_channel, run
-from fastnorm._kernels.channels cimport set_coefficient
+from fastnorm._kernels.channels cimport set_all, set_coefficients
+from fastnorm._kernels.columns cimport STRIP
 from fastnorm._kernels.moments cimport is_usable
 
 cnp.import_array()
@@ -34,32 +35,58 @@ cdef inline double inverse_or_zero(double norm) noexcept nogil:
     return 0 if norm == 0 else 1 / norm
 
 
-cdef void finish_forward(Channels* t, Py_ssize_t channel, double _, double squares) noexcept nogil:
+cdef void finish_forward(
+    Channels* t, Py_ssize_t channel, Py_ssize_t n, double* norm, double* squares
+) noexcept nogil:
+    """w = v·scale"""
     cdef WeightNorm* task = <WeightNorm*> t.norm
-    cdef double norm = sqrt(squares), mean, var, inverse_rms
-    if not is_usable(squares, t.dtype) and rescue_channel(
-        t, channel, False, 0, &mean, &var, &inverse_rms
-    ):
-        norm = sqrt(<double> t.n * t.s) / inverse_rms
-    put(task.norm, channel, norm)
-    set_coefficient(t, CENTRE, channel, 0)
-    set_coefficient(t, SCALE, channel, get(task.g, channel, 1) * inverse_or_zero(norm))
-    set_coefficient(t, SHIFT, channel, -0.0)  # adding it changes nothing, not even a zero's sign
+    cdef double scale[STRIP]
+    cdef double mean, var, inverse_rms
+    cdef Py_ssize_t i
+    for i in range(n):
+        norm[i] = sqrt(squares[i])
+    for i in range(n):
+        if not is_usable(squares[i], t.dtype) and rescue_channel(
+            t, channel + i, False, 0, &mean, &var, &inverse_rms
+        ):
+            norm[i] = sqrt(<double> t.n * t.s) / inverse_rms
+    store(task.norm, channel, n, norm)
+    load(task.g, channel, n, 1, scale)
+    for i in range(n):
+        scale[i] = scale[i] * inverse_or_zero(norm[i])
+    set_all(t, CENTRE, channel, n, 0)
+    set_coefficients(t, SCALE, channel, n, scale)
+    set_all(t, SHIFT, channel, n, -0.0)  # adding it changes nothing, not even a zero's sign
 
 
-cdef void prepare_backward(Channels* t, Py_ssize_t channel) noexcept nogil:
+cdef void prepare_backward(Channels* t, Py_ssize_t channel, Py_ssize_t n) noexcept nogil:
     cdef WeightNorm* task = <WeightNorm*> t.norm
-    set_coefficient(t, CENTRE, channel, 0)
-    set_coefficient(t, INVERSE, channel, inverse_or_zero(get(task.norm, channel, 1)))
+    cdef double inverse[STRIP]
+    cdef Py_ssize_t i
+    load(task.norm, channel, n, 1, inverse)
+    for i in range(n):
+        inverse[i] = inverse_or_zero(inverse[i])
+    set_all(t, CENTRE, channel, n, 0)
+    set_coefficients(t, INVERSE, channel, n, inverse)
 
 
-cdef void finish_backward(Channels* t, Py_ssize_t channel, double _, double dg) noexcept nogil:
+cdef void finish_backward(
+    Channels* t, Py_ssize_t channel, Py_ssize_t n, double* _, double* dg
+) noexcept nogil:
+    """dv = (dy - v·inverse·dg)·scale"""
     cdef WeightNorm* task = <WeightNorm*> t.norm
-    cdef double inverse = inverse_or_zero(get(task.norm, channel, 1))
-    put(task.dg, channel, dg)
-    set_coefficient(t, SCALE, channel, get(task.g, channel, 1) * inverse)
-    set_coefficient(t, SLOPE, channel, -dg)
-    set_coefficient(t, SHIFT, channel, 0)
+    cdef double norm[STRIP]
+    cdef double scale[STRIP]
+    cdef Py_ssize_t i
+    store(task.dg, channel, n, dg)
+    load(task.norm, channel, n, 1, norm)
+    load(task.g, channel, n, 1, scale)
+    for i in range(n):
+        scale[i] = scale[i] * inverse_or_zero(norm[i])
+        dg[i] = -dg[i]
+    set_coefficients(t, SCALE, channel, n, scale)
+    set_coefficients(t, SLOPE, channel, n, dg)
+    set_all(t, SHIFT, channel, n, 0)
 
 
 cdef int run_weight_norm(WeightNorm* task, str function, int num_threads) except -1:
