@@ -28,7 +28,8 @@ from fastnorm._kernels.blocks cimport threads_for
 from fastnorm._kernels.columns cimport FLUSH, STRIP, column_centred_sums, column_gradient_sums
 from fastnorm._kernels.columns cimport column_sums, columns_gradient, columns_scale_shift
 from fastnorm._kernels.moments cimport Moments, merge_centred, no_moments, rescue
-from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, add_centred_sums, add_gradient_sums, fold
+from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, add_centred_sums, add_gradient_sums
+from fastnorm._kernels.rows cimport add_squares, clear, fold
 from fastnorm._kernels.rows cimport row_gradient, row_scale_shift, row_sum
 from fastnorm._pool cimport parallel_for
 
@@ -127,7 +128,7 @@ cdef inline void plan_columns(Channels* t, Py_ssize_t itemsize) noexcept nogil:
         t.ranges = ceil_div(t.units, t.units_per_range)
         if t.repeats == 1:
             tile = ceil_div(t.c, max(MAX_PARTIALS // t.ranges, <Py_ssize_t> 1))
-            t.channels_per_tile = max(fewest, tile)
+            t.channels_per_tile = max(min(t.c, ceil_div(STRIP, t.s)), tile)
         if t.tail:
             t.ranges += 1
 
@@ -297,11 +298,11 @@ cdef inline void reduce_planes(Channels* t, const real* x, const real* dy, Block
     cdef const real* coefficients = <const real*> t.coefficients
     cdef Py_ssize_t unit, channel, length, offset, k, pending = 0
     cdef Py_ssize_t channels = b.last_channel - b.first_channel
-    memset(lanes, 0, sizeof(lanes))
-    memset(others, 0, sizeof(others))
     for k in range(channels):
         moments[k] = no_moments()
         centre[k] = 0
+        clear(lanes[k])
+        clear(others[k])
     for unit in range(b.first_unit, b.last_unit):
         length = piece_length(t, unit)
         pending += length
@@ -317,8 +318,10 @@ cdef inline void reduce_planes(Channels* t, const real* x, const real* dy, Block
                     dy + offset, x + offset, length, coefficients[channel],
                     coefficients[INVERSE * t.width + channel], lanes[k], others[k],
                 )
+            elif t.reduction == SQUARES:
+                add_squares(x + offset, length, others[k])
             else:
-                if unit == b.first_unit and t.reduction == MOMENTS:
+                if unit == b.first_unit:
                     centre[k] = <real> (row_sum(x + offset, length) / length)
                 add_centred_sums(x + offset, length, centre[k], lanes[k], others[k])
         if pending < CHUNK and unit + 1 < b.last_unit:
@@ -330,8 +333,8 @@ cdef inline void reduce_planes(Channels* t, const real* x, const real* dy, Block
             else:
                 moments[k].mean += fold(lanes[k])
                 moments[k].m2 += fold(others[k])
-        memset(lanes, 0, sizeof(lanes))
-        memset(others, 0, sizeof(others))
+            clear(lanes[k])
+            clear(others[k])
         pending = 0
     for k in range(channels):
         t.first[b.range * t.width + b.first_channel + k] = moments[k].mean

@@ -10,7 +10,7 @@ vectors.
 from fastnorm._kernels.arrays cimport real
 
 cdef enum:
-    STRIP = 256         # columns whose accumulators live on the stack
+    STRIP = 1024        # columns whose accumulators live on the stack
     FLUSH = 64          # rows added in the type of x before they go into double
 
 

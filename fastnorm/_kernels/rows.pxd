@@ -107,6 +107,22 @@ cdef inline void add_centred_sums(
         i += SHORT
 
 
+cdef inline void add_squares(const real* x, Py_ssize_t n, real* restrict lanes) noexcept nogil:
+    """lanes += x²"""
+    cdef Py_ssize_t i = 0, j
+    while i + LANES <= n:
+        for j in range(LANES):
+            lanes[j] += x[i + j] * x[i + j]
+        i += LANES
+    while i + TAIL <= n:
+        for j in range(TAIL):
+            lanes[j] += x[i + j] * x[i + j]
+        i += TAIL
+    while i < n:
+        lanes[LANES] += x[i] * x[i]
+        i += 1
+
+
 cdef inline void add_gradient_sums(
     const real* dy, const real* x, Py_ssize_t n, real centre, real inverse,
     real* restrict lanes, real* restrict products,
