@@ -123,8 +123,8 @@ cdef inline void finish_gradients(
     Channels* t, Py_ssize_t channel, Py_ssize_t n, double* sum_dy, double* sum_products,
     double* restrict left_over, double* restrict scale,
 ) noexcept nogil:
-    """Store dgamma and dbeta. sum_products becomes dgamma: in x̂ = (x - high)·rstd - low·rstd, the sum
-    has the first term. left_over = low·rstd, scale = gamma·rstd."""
+    """Store dgamma and dbeta. left_over = low·rstd, scale = gamma·rstd. sum_products becomes
+    dgamma: of x̂ = (x - high)·rstd - low·rstd it has the first term."""
     cdef BatchNorm* norm = <BatchNorm*> t.norm
     cdef double mean[STRIP]
     cdef double rstd[STRIP]

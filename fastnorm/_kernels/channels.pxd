@@ -153,15 +153,17 @@ cdef inline void plan_planes(Channels* t, Py_ssize_t itemsize) noexcept nogil:
 
 cdef inline void plan_map(Channels* t, Py_ssize_t itemsize) noexcept nogil:
     """Without a reduction, blocks that lie in memory one after the other are the best ones."""
-    cdef Py_ssize_t sample = t.c * t.s * itemsize * t.repeats
-    cdef Py_ssize_t samples = max(2 * BLOCK_BYTES // max(sample, 1), <Py_ssize_t> 1)
+    cdef Py_ssize_t plane = t.s * itemsize, tile = 2 * BLOCK_BYTES, samples
     t.whole_tiles = False
     t.channels_per_tile = t.c
-    if t.planes:
-        t.channels_per_tile = max(
-            min(t.c, 2 * BLOCK_BYTES // max(t.s * itemsize, 1)), <Py_ssize_t> 1
-        )
-    t.units_per_range = samples * t.pieces
+    if not t.planes:
+        tile = STRIP * 2 * itemsize  # whose coefficients stay in L1 for some rows
+    if t.repeats == 1:
+        t.channels_per_tile = max(min(t.c, tile // plane), <Py_ssize_t> 1)
+    samples = 2 * BLOCK_BYTES // (t.repeats * t.channels_per_tile * plane)
+    if t.channels_per_tile < t.c and not t.planes:
+        samples *= 4
+    t.units_per_range = max(samples, <Py_ssize_t> 1) * t.pieces
     t.ranges = ceil_div(t.units, t.units_per_range) + (1 if t.tail else 0)
 
 
@@ -455,6 +457,9 @@ cdef inline void map_columns(
     cdef Py_ssize_t row, offset, n = b.last_column - b.first_column
     for row in range(b.first_unit, b.last_unit):
         offset = row * t.width + b.first_column
+        if t.reduction == NO_REDUCTION and n < t.width and row + 1 < b.last_unit:
+            # The next row does not follow this one, nor has it been read before.
+            prefetch(source + offset + t.width, n * <Py_ssize_t> sizeof(real))
         if t.map == SCALE_SHIFT:
             columns_scale_shift(source + offset, y + offset, n, centre, scale, shift)
         else:

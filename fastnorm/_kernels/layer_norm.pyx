@@ -117,8 +117,8 @@ cdef inline void normalize(
 cdef inline void group_moments(
     Task* t, const real* x, Py_ssize_t count, Moments* moments
 ) noexcept nogil:
-    """Of `count` adjacent rows. One pass over all of them, then the other: each row's passes wait for
-    one another, those of different rows do not."""
+    """Of `count` adjacent rows. One pass over all of them, then the other: each row's passes wait
+    for one another, those of different rows do not."""
     cdef real centres[GROUP]
     cdef Py_ssize_t k, piece
     for k in range(count):

@@ -55,7 +55,7 @@ cdef inline real chunk_centre(const real* x, Py_ssize_t n) noexcept nogil:
 
 
 cdef inline void merge_chunk(Moments* a, const real* x, Py_ssize_t n, real centre) noexcept nogil:
-    """The second pass. It corrects the mean: Σ(x - centre) is what the centre's rounding left over."""
+    """The second pass. Σ(x - centre) is what the rounding of the centre left over of the mean."""
     cdef real lanes[ALL_LANES]
     cdef real squares[ALL_LANES]
     clear(lanes)

@@ -41,9 +41,9 @@ cdef inline void add_lanes(real* restrict lanes, const real* restrict more) noex
     lanes[LANES] += more[LANES]
 
 
-# The accumulating forms: lanes live on from one piece of a row, or from one plane, to the next. Each
-# adds LANES elements at a time, then TAIL, then one, so that a lane is always part of a whole vector:
-# one that is written alone and read with others stalls the processor.
+# The accumulating forms: lanes live on from one piece of a row, or from one plane, to the next.
+# Each adds LANES elements at a time, then TAIL, then one, so that a lane is always part of a whole
+# vector: one that is written alone and read with others stalls the processor.
 
 
 cdef inline void add_sum(const real* x, Py_ssize_t n, real* restrict lanes) noexcept nogil:
