@@ -14,11 +14,10 @@ view; here is what happens to the two numbers of a channel.
 cimport numpy as cnp
 
 from fastnorm._kernels.arrays cimport NONE, Vector, data_of, dtype_of, load, store, vector_of
-from fastnorm._kernels.channels cimport CENTRE, GRADIENT, GRADIENT_SUMS, INVERSE, MOMENTS
+from fastnorm._kernels.channels cimport CENTRE, FEW, GRADIENT, GRADIENT_SUMS, INVERSE, MOMENTS
 from fastnorm._kernels.channels cimport NO_REDUCTION, SCALE, SCALE_SHIFT, SHIFT, SLOPE, Channels
 from fastnorm._kernels.channels cimport high_parts, plan, rescue_channel, run, set_all
 from fastnorm._kernels.channels cimport set_coefficients
-from fastnorm._kernels.columns cimport STRIP
 from fastnorm._kernels.moments cimport is_usable, reciprocal_std
 
 cnp.import_array()
@@ -45,9 +44,9 @@ cdef inline void set_normalize(
 ) noexcept nogil:
     """y = (x - high)·scale + shift, where mean = high + low"""
     cdef BatchNorm* norm = <BatchNorm*> t.norm
-    cdef double high[STRIP]
-    cdef double scale[STRIP]
-    cdef double shift[STRIP]
+    cdef double high[FEW]
+    cdef double scale[FEW]
+    cdef double shift[FEW]
     cdef Py_ssize_t i
     high_parts(t, n, mean, high)
     load(norm.gamma, channel, n, 1, scale)
@@ -65,7 +64,7 @@ cdef inline void move(
     const double* batch,
 ) noexcept nogil:
     """running = decay·running + (1 - decay)·correction·batch"""
-    cdef double values[STRIP]
+    cdef double values[FEW]
     cdef Py_ssize_t i
     if running.dtype != NONE:
         load(running, channel, n, 0, values)
@@ -78,8 +77,8 @@ cdef void finish_forward(
     Channels* t, Py_ssize_t channel, Py_ssize_t n, double* mean, double* m2
 ) noexcept nogil:
     cdef BatchNorm* norm = <BatchNorm*> t.norm
-    cdef double var[STRIP]
-    cdef double rstd[STRIP]
+    cdef double var[FEW]
+    cdef double rstd[FEW]
     cdef double count = <double> t.n * t.s
     cdef Py_ssize_t i
     for i in range(n):
@@ -97,8 +96,8 @@ cdef void finish_forward(
 
 cdef void prepare_inference(Channels* t, Py_ssize_t channel, Py_ssize_t n) noexcept nogil:
     cdef BatchNorm* norm = <BatchNorm*> t.norm
-    cdef double mean[STRIP]
-    cdef double rstd[STRIP]
+    cdef double mean[FEW]
+    cdef double rstd[FEW]
     cdef Py_ssize_t i
     load(norm.mean, channel, n, 0, mean)
     load(norm.var, channel, n, 1, rstd)
@@ -110,8 +109,8 @@ cdef void prepare_inference(Channels* t, Py_ssize_t channel, Py_ssize_t n) noexc
 
 cdef void prepare_backward(Channels* t, Py_ssize_t channel, Py_ssize_t n) noexcept nogil:
     cdef BatchNorm* norm = <BatchNorm*> t.norm
-    cdef double mean[STRIP]
-    cdef double rstd[STRIP]
+    cdef double mean[FEW]
+    cdef double rstd[FEW]
     load(norm.mean, channel, n, 0, mean)
     load(norm.rstd, channel, n, 1, rstd)
     high_parts(t, n, mean, mean)
@@ -126,9 +125,9 @@ cdef inline void finish_gradients(
     """Store dgamma and dbeta. left_over = low·rstd, scale = gamma·rstd. sum_products becomes
     dgamma: of x̂ = (x - high)·rstd - low·rstd it has the first term."""
     cdef BatchNorm* norm = <BatchNorm*> t.norm
-    cdef double mean[STRIP]
-    cdef double rstd[STRIP]
-    cdef double high[STRIP]
+    cdef double mean[FEW]
+    cdef double rstd[FEW]
+    cdef double high[FEW]
     cdef Py_ssize_t i
     load(norm.mean, channel, n, 0, mean)
     load(norm.rstd, channel, n, 1, rstd)
@@ -146,10 +145,10 @@ cdef void finish_backward(
     Channels* t, Py_ssize_t channel, Py_ssize_t n, double* sum_dy, double* sum_products
 ) noexcept nogil:
     """dx = (dy + (x - high)·rstd·slope + shift)·scale"""
-    cdef double left_over[STRIP]
-    cdef double scale[STRIP]
-    cdef double slope[STRIP]
-    cdef double shift[STRIP]
+    cdef double left_over[FEW]
+    cdef double scale[FEW]
+    cdef double slope[FEW]
+    cdef double shift[FEW]
     cdef double count = <double> t.n * t.s
     cdef Py_ssize_t i
     finish_gradients(t, channel, n, sum_dy, sum_products, left_over, scale)
@@ -165,8 +164,8 @@ cdef void finish_frozen_backward(
     Channels* t, Py_ssize_t channel, Py_ssize_t n, double* sum_dy, double* sum_products
 ) noexcept nogil:
     """dx = dy·scale"""
-    cdef double left_over[STRIP]
-    cdef double scale[STRIP]
+    cdef double left_over[FEW]
+    cdef double scale[FEW]
     finish_gradients(t, channel, n, sum_dy, sum_products, left_over, scale)
     set_all(t, CENTRE, channel, n, 0)
     set_coefficients(t, SCALE, channel, n, scale)

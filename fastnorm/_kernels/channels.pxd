@@ -1,5 +1,4 @@
-"""The engine of the norms that keep statistics per channel of an (N, C, S) view: batch and weight
-norm.
+"""The engine of batch and weight norm, which keep statistics per channel of an (N, C, S) view.
 
 Every contiguous array with a channel axis is such a view: N is what stands before the axis, S what
 stands after it. A pass reduces each channel over N and S to two numbers, turns them into
@@ -8,8 +7,7 @@ ways:
 
     planes      S is long: a channel is N runs of S elements, summed in lanes (rows.pxd)
     columns     S is short or 1: rows of C·S columns are reduced over N (columns.pxd), then the
-    columns
-                of each channel are folded; very narrow rows are taken several at a time (`repeats`)
+                columns of each channel are folded; very narrow rows are taken several at a time
 
 The work is a grid of ranges (of planes or rows) by tiles (of channels). Where there are tiles
 enough, a block takes all ranges of its tile and does everything to it while that is in cache; else
@@ -42,6 +40,7 @@ cdef enum:
     PIECE = 1024                # elements of a plane: how far ahead memory is asked for
     RANGE_ROWS = 256            # keeps a range's partial results small beside its rows
     RANGE_ELEMENTS = 32768      # of a channel in a range of planes, at least
+    FEW = 256                   # channels that are prepared or finished at a time
 
 cdef enum Reduction:
     NO_REDUCTION                # the coefficients are given
@@ -62,7 +61,7 @@ cdef enum Coefficient:
     SLOPE
     COEFFICIENTS
 
-# What a norm does to a few channels, at most STRIP, from `channel` on.
+# What a norm does to a few channels, at most FEW, from `channel` on.
 ctypedef void (*prepare_function)(Channels* t, Py_ssize_t channel, Py_ssize_t n) noexcept nogil
 ctypedef void (*finish_function)(
     Channels* t, Py_ssize_t channel, Py_ssize_t n, double* first, double* second
@@ -252,7 +251,7 @@ cdef inline void set_coefficients(
 cdef inline void set_all(
     Channels* t, Coefficient row, Py_ssize_t channel, Py_ssize_t n, double value
 ) noexcept nogil:
-    cdef double values[STRIP]
+    cdef double values[FEW]
     cdef Py_ssize_t i
     for i in range(n):
         values[i] = value
@@ -564,8 +563,8 @@ cdef inline bint rescue_channel(
 cdef inline void prepare_channels(Channels* t, Block b) noexcept nogil:
     cdef Py_ssize_t channel = b.first_channel
     while t.prepare != NULL and channel < b.last_channel:
-        t.prepare(t, channel, min(b.last_channel - channel, <Py_ssize_t> STRIP))
-        channel += STRIP
+        t.prepare(t, channel, min(b.last_channel - channel, <Py_ssize_t> FEW))
+        channel += FEW
 
 
 cdef inline void reduce_typed(Channels* t, const real* x, const real* dy, Block b) noexcept nogil:
@@ -583,13 +582,13 @@ cdef inline void reduce_tile(Channels* t, Block b) noexcept nogil:
 
 
 cdef inline void finish_channels(Channels* t, Block b) noexcept nogil:
-    cdef double first[STRIP]
-    cdef double second[STRIP]
+    cdef double first[FEW]
+    cdef double second[FEW]
     cdef Py_ssize_t channel = b.first_channel, n, i
     if t.ranges > 1:
         combine_ranges(t, b.first_column, b.last_column)
     while channel < b.last_channel:
-        n = min(b.last_channel - channel, <Py_ssize_t> STRIP)
+        n = min(b.last_channel - channel, <Py_ssize_t> FEW)
         for i in range(n):
             fold_channel(t, channel + i, &first[i], &second[i])
         t.finish(t, channel, n, first, second)

@@ -15,10 +15,9 @@ from libc.math cimport sqrt
 cimport numpy as cnp
 
 from fastnorm._kernels.arrays cimport Vector, data_of, dtype_of, load, store, vector_of
-from fastnorm._kernels.channels cimport CENTRE, GRADIENT, GRADIENT_SUMS, INVERSE, SCALE, SCALE_SHIFT
-from fastnorm._kernels.channels cimport SHIFT, SLOPE, SQUARES, Channels, plan, rescue_channel, run
-from fastnorm._kernels.channels cimport set_all, set_coefficients
-from fastnorm._kernels.columns cimport STRIP
+from fastnorm._kernels.channels cimport CENTRE, FEW, GRADIENT, GRADIENT_SUMS, INVERSE, SCALE
+from fastnorm._kernels.channels cimport SCALE_SHIFT, SHIFT, SLOPE, SQUARES, Channels, plan
+from fastnorm._kernels.channels cimport rescue_channel, run, set_all, set_coefficients
 from fastnorm._kernels.moments cimport is_usable
 
 cnp.import_array()
@@ -40,7 +39,7 @@ cdef void finish_forward(
 ) noexcept nogil:
     """w = v·scale"""
     cdef WeightNorm* task = <WeightNorm*> t.norm
-    cdef double scale[STRIP]
+    cdef double scale[FEW]
     cdef double mean, var, inverse_rms
     cdef Py_ssize_t i
     for i in range(n):
@@ -61,7 +60,7 @@ cdef void finish_forward(
 
 cdef void prepare_backward(Channels* t, Py_ssize_t channel, Py_ssize_t n) noexcept nogil:
     cdef WeightNorm* task = <WeightNorm*> t.norm
-    cdef double inverse[STRIP]
+    cdef double inverse[FEW]
     cdef Py_ssize_t i
     load(task.norm, channel, n, 1, inverse)
     for i in range(n):
@@ -75,8 +74,8 @@ cdef void finish_backward(
 ) noexcept nogil:
     """dv = (dy - v·inverse·dg)·scale"""
     cdef WeightNorm* task = <WeightNorm*> t.norm
-    cdef double norm[STRIP]
-    cdef double scale[STRIP]
+    cdef double norm[FEW]
+    cdef double scale[FEW]
     cdef Py_ssize_t i
     store(task.dg, channel, n, dg)
     load(task.norm, channel, n, 1, norm)
