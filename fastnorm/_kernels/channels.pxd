@@ -24,7 +24,8 @@ from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport BLOCK_BYTES, MAX_PARTIALS, ceil_div, prefetch
 from fastnorm._kernels.blocks cimport threads_for
 from fastnorm._kernels.columns cimport FLUSH, STRIP, column_centred_sums, column_gradient_sums
-from fastnorm._kernels.columns cimport column_sums, columns_gradient, columns_scale_shift
+from fastnorm._kernels.columns cimport column_squares, column_sums, columns_gradient
+from fastnorm._kernels.columns cimport columns_scale_shift
 from fastnorm._kernels.moments cimport Moments, merge_centred, no_moments, rescue
 from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, add_centred_sums, add_gradient_sums
 from fastnorm._kernels.rows cimport add_squares, clear, fold
@@ -420,6 +421,8 @@ cdef inline void reduce_strip(
                 dy + row * t.width, x + row * t.width, t.width, more, n,
                 coefficients, coefficients + INVERSE * t.width, sums, others,
             )
+        elif t.reduction == SQUARES:
+            column_squares(x + row * t.width, t.width, more, n, others)
         else:
             column_centred_sums(x + row * t.width, t.width, more, n, centre, sums, others)
         if t.reduction == MOMENTS:

@@ -41,6 +41,33 @@ cdef inline void column_sums(
         i += 1
 
 
+cdef inline void column_squares(
+    const real* x, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t n, real* restrict squares
+) noexcept nogil:
+    """squares += Σ_rows x²"""
+    cdef Py_ssize_t i = 0, j
+    cdef const real* r
+    cdef real a, b, c, d, e, f, g, h
+    while i + 8 <= rows:
+        r = x + i * stride
+        for j in range(n):
+            a = r[j]
+            b = r[j + stride]
+            c = r[j + 2 * stride]
+            d = r[j + 3 * stride]
+            e = r[j + 4 * stride]
+            f = r[j + 5 * stride]
+            g = r[j + 6 * stride]
+            h = r[j + 7 * stride]
+            squares[j] += tree(a * a, b * b, c * c, d * d, e * e, f * f, g * g, h * h)
+        i += 8
+    while i < rows:
+        r = x + i * stride
+        for j in range(n):
+            squares[j] += r[j] * r[j]
+        i += 1
+
+
 cdef inline void column_centred_sums(
     const real* x, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t n, const real* centre,
     real* restrict sums, real* restrict squares,
