@@ -1,4 +1,4 @@
-"""fastnorm: the fastest normalisation layers a CPU can run, for NumPy code."""
+"""fastnorm: fast normalisation layers on CPUs, for NumPy code."""
 
 try:
     from . import _cpu  # noqa: F401

@@ -44,11 +44,11 @@ def shaped(function, name, value, shape):
 
 def parameter(function, name, value, shape):
     """An optional parameter, contiguous, in its own dtype."""
-    return None if value is None else contiguous(shaped(function, name, value, shape))
+    return None if value is None else statistic(function, name, value, shape)
 
 
 def statistic(function, name, value, shape):
-    """A required one."""
+    """A statistic or a parameter that must be given, likewise."""
     return contiguous(shaped(function, name, value, shape))
 
 
