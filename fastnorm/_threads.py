@@ -7,7 +7,14 @@ from contextlib import contextmanager
 from operator import index
 from pathlib import Path
 
-_local = threading.local()
+
+class _Local(threading.local):
+    """What `num_threads` set for this thread."""
+
+    n = None  # a default of the class is found much faster than the lack of an attribute
+
+
+_local = _Local()
 
 
 def _positive_integer(function, value):
@@ -101,7 +108,7 @@ def get_num_threads():
     ...     fn.get_num_threads()
     1
     """
-    return getattr(_local, "n", None) or _process
+    return _local.n or _process
 
 
 def set_num_threads(n):
@@ -154,7 +161,7 @@ def num_threads(n):
     ...     y = fn.layer_norm(np.ones((2, 3), np.float32))
     """
     n = _positive_integer("num_threads", n)
-    previous = getattr(_local, "n", None)
+    previous = _local.n
     _local.n = n
     try:
         yield
