@@ -99,7 +99,7 @@ def batch_norm(x, mean, var, gamma=None, beta=None, *, axis=1, eps=1e-5, out=Non
 def _infer(x, mean, var, gamma, beta, axis, eps, y, rstd):
     if x.size:
         filled = _arrays.kernel_output(y)
-        n, c, s = _arrays.channel_view(x.shape, axis)
+        n, c, s = _arrays.channel_view(x, axis)
         _kernel.infer(
             _arrays.contiguous(x), mean, var, gamma, beta, n, c, s, eps, filled, rstd,
             get_num_threads(),
@@ -209,12 +209,12 @@ def batch_norm_forward(
     beta = _arrays.parameter(function, "beta", beta, shape)
     training = bool(training)
     running_mean = _arrays.running(
-        function, "running_mean", running_mean, shape, written=training
+        function, "running_mean", running_mean, shape, training
     )
-    running_var = _arrays.running(function, "running_var", running_var, shape, written=training)
+    running_var = _arrays.running(function, "running_var", running_var, shape, training)
     decay = _decay(function, decay)
     eps = _arrays.epsilon(function, eps)
-    n, c, s = _arrays.channel_view(x.shape, axis)
+    n, c, s = _arrays.channel_view(x, axis)
     correction = 1.0
     if not training:
         for name, value in (("running_mean", running_mean), ("running_var", running_var)):
@@ -285,10 +285,10 @@ def batch_norm_backward(dy, cache, *, out=None):
     x, gamma, beta, mean, rstd, axis, frozen = _arrays.fields(function, cache, BatchNormCache)
     dy = _arrays.shaped(function, "dy", dy, x.shape)
     dx = _arrays.output(function, out, x.shape, x.dtype, ("dy", dy), ("x", x), ("gamma", gamma))
-    dgamma = None if gamma is None else np.zeros(gamma.shape, gamma.dtype)
-    dbeta = None if beta is None else np.zeros(beta.shape, beta.dtype)
+    dgamma = _arrays.gradient(gamma)
+    dbeta = _arrays.gradient(beta)
     if x.size:
-        n, c, s = _arrays.channel_view(x.shape, axis)
+        n, c, s = _arrays.channel_view(x, axis)
         filled = _arrays.kernel_output(dx)
         _kernel.backward(
             _arrays.contiguous(_arrays.cast(dy, x.dtype)), _arrays.contiguous(x),

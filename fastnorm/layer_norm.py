@@ -1,6 +1,5 @@
 """Layer normalisation."""
 
-from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +27,7 @@ class LayerNormCache(NamedTuple):
 def _forward(function, x, gamma, beta, axis, eps, out, *, inference):
     x = _arrays.array(function, "x", x)
     axes = _arrays.many_axes(function, axis, x.ndim)
-    shape = tuple([x.shape[i] for i in axes])
+    shape = _arrays.lengths(x, axes)
     gamma = _arrays.parameter(function, "gamma", gamma, shape)
     beta = _arrays.parameter(function, "beta", beta, shape)
     eps = _arrays.epsilon(function, eps)
@@ -41,12 +40,12 @@ def _forward(function, x, gamma, beta, axis, eps, out, *, inference):
         kept = tuple([1 if i in axes else length for i, length in enumerate(x.shape)])
         mean, rstd = _arrays.new_statistics(kept, x.size, eps)
     if x.size:
-        n, order = prod(shape), _arrays.trailing(axes, x.ndim)
+        m, n, order = _arrays.row_view(x, axes)
         filled = _arrays.kernel_output(y, order)
         _kernel.forward(
             _arrays.contiguous(x, order),
             _arrays.cast(gamma, x.dtype), _arrays.cast(beta, x.dtype),
-            x.size // n, n, eps, filled, mean, rstd, get_num_threads(),
+            m, n, eps, filled, mean, rstd, get_num_threads(),
         )
         _arrays.deliver(filled, y, order)
     return y if inference else (y, LayerNormCache(x, gamma, beta, mean, rstd, axes))
@@ -181,14 +180,14 @@ def layer_norm_backward(dy, cache, *, out=None):
     dx = _arrays.output(
         function, out, x.shape, x.dtype, ("dy", dy), ("x", x), ("gamma", gamma),
     )
-    dgamma = None if gamma is None else np.zeros(gamma.shape, gamma.dtype)
-    dbeta = None if beta is None else np.zeros(beta.shape, beta.dtype)
+    dgamma = _arrays.gradient(gamma)
+    dbeta = _arrays.gradient(beta)
     if x.size:
-        n, order = x.size // mean.size, _arrays.trailing(axes, x.ndim)
+        m, n, order = _arrays.row_view(x, axes)
         filled = _arrays.kernel_output(dx, order)
         _kernel.backward(
             _arrays.contiguous(_arrays.cast(dy, x.dtype), order), _arrays.contiguous(x, order),
-            _arrays.cast(gamma, x.dtype), mean, rstd, mean.size, n, filled, dgamma, dbeta,
+            _arrays.cast(gamma, x.dtype), mean, rstd, m, n, filled, dgamma, dbeta,
             get_num_threads(),
         )
         _arrays.deliver(filled, dx, order)

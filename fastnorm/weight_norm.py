@@ -22,22 +22,21 @@ class WeightNormCache(NamedTuple):
     axis: int | None
 
 
-def _view(shape, axis):
-    """(N, C, S); the whole tensor is one channel."""
-    if axis is None:
-        return 1, 1, int(np.prod(shape, dtype=np.intp))
-    return _arrays.channel_view(shape, axis)
+def _view(v, axis):
+    """(N, C, S); for axis=None the whole tensor is one channel."""
+    return (1, 1, v.size) if axis is None else _arrays.channel_view(v, axis)
 
 
 def _magnitude(function, g, shape, axis):
     """g, checked; its shape may be (C,), or that with ones for the other axes, or () for
     axis=None."""
     g = _arrays.array(function, "g", g)
-    kept = tuple(n if i == axis else 1 for i, n in enumerate(shape))
     flat = () if axis is None else (shape[axis],)
-    if g.shape not in (flat, kept):
-        expected = f"{flat}" if flat == kept else f"{flat} or {kept}"
-        raise ValueError(f"{function}: g must have shape {expected}, got {g.shape}")
+    if g.shape != flat:
+        kept = tuple(n if i == axis else 1 for i, n in enumerate(shape))
+        if g.shape != kept:
+            expected = f"{flat}" if flat == kept else f"{flat} or {kept}"
+            raise ValueError(f"{function}: g must have shape {expected}, got {g.shape}")
     return _arrays.contiguous(g)
 
 
@@ -49,7 +48,7 @@ def _run(function, v, g, axis, out, *, inference):
     w = _arrays.output(
         function, out, v.shape, v.dtype, ("v", v), ("g", g_given), may_be=v if inference else None
     )
-    n, c, s = _view(v.shape, axis)
+    n, c, s = _view(v, axis)
     norm = None if inference else np.zeros(c)
     if v.size:
         filled = _arrays.kernel_output(w)
@@ -57,7 +56,7 @@ def _run(function, v, g, axis, out, *, inference):
             _arrays.contiguous(v), g_given, n, c, s, filled, norm, get_num_threads()
         )
         _arrays.deliver(filled, w)
-    return w, WeightNormCache(v, g_given, norm, axis)
+    return w if inference else (w, WeightNormCache(v, g_given, norm, axis))
 
 
 def weight_norm(v, g, *, axis=0, out=None):
@@ -100,7 +99,7 @@ def weight_norm(v, g, *, axis=0, out=None):
     array([[6., 8.],
            [0., 1.]])
     """
-    return _run("weight_norm", v, g, axis, out, inference=True)[0]
+    return _run("weight_norm", v, g, axis, out, inference=True)
 
 
 def weight_norm_forward(v, g, *, axis=0, out=None):
@@ -174,8 +173,8 @@ def weight_norm_backward(dy, cache, *, out=None):
     v, g, norm, axis = _arrays.fields(function, cache, WeightNormCache)
     dy = _arrays.shaped(function, "dy", dy, v.shape)
     dv = _arrays.output(function, out, v.shape, v.dtype, ("dy", dy), ("v", v), ("g", g))
-    dg = np.zeros(g.shape, g.dtype)
-    n, c, s = _view(v.shape, axis)
+    dg = _arrays.gradient(g)
+    n, c, s = _view(v, axis)
     if v.size:
         filled = _arrays.kernel_output(dv)
         _kernel.backward(

@@ -1,0 +1,310 @@
+# cython: boundscheck=False, wraparound=False, freethreading_compatible=True
+"""All checking of arguments and all reshaping to canonical views.
+
+A check raises before anything is written, and its message names the function, the argument, what
+was expected and what came. `function` and `name` are these names in every signature below.
+
+Compiled, because a small call spends more time here than in its kernel: what is asked of an array
+is read from its struct (``PyArray_...``), which takes a tenth of the time of a Python attribute.
+"""
+
+import numpy as np
+
+cimport numpy as cnp
+from cpython.number cimport PyNumber_Index
+
+cnp.import_array()
+
+_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+_DTYPE_NAMES = " or ".join(map(str, _DTYPES))
+
+
+# Arrays
+
+
+cdef inline bint has_known_dtype(cnp.ndarray a):
+    cdef int kind = cnp.PyArray_TYPE(a)
+    if (kind == cnp.NPY_FLOAT or kind == cnp.NPY_DOUBLE) and cnp.PyArray_ISNOTSWAPPED(a):
+        return True
+    return a.dtype in _DTYPES  # so is long double where it is as short as double
+
+
+cdef inline bint has_shape(cnp.ndarray a, tuple shape) except -1:
+    cdef Py_ssize_t i
+    if cnp.PyArray_NDIM(a) != len(shape):
+        return False
+    for i in range(len(shape)):
+        if cnp.PyArray_DIM(a, i) != <Py_ssize_t> shape[i]:
+            return False
+    return True
+
+
+cpdef cnp.ndarray array(function, name, value):
+    """`value` as an ndarray of a dtype that the kernels know."""
+    cdef cnp.ndarray a
+    if cnp.PyArray_CheckExact(value):
+        a = value
+    elif isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{function}: {name} must be an array of {_DTYPE_NAMES}, got a masked array; "
+            f"fill it first"
+        )
+    else:
+        a = np.asarray(value)
+    if not has_known_dtype(a):
+        raise TypeError(f"{function}: {name} must be an array of {_DTYPE_NAMES}, got {a.dtype}")
+    return a
+
+
+cpdef cnp.ndarray shaped(function, name, value, tuple shape):
+    """An array of exactly this shape."""
+    cdef cnp.ndarray a = array(function, name, value)
+    if not has_shape(a, shape):
+        raise ValueError(f"{function}: {name} must have shape {shape}, got {(<object> a).shape}")
+    return a
+
+
+cpdef cnp.ndarray parameter(function, name, value, tuple shape):
+    """An optional parameter, contiguous, in its own dtype."""
+    return None if value is None else statistic(function, name, value, shape)
+
+
+cpdef cnp.ndarray statistic(function, name, value, tuple shape):
+    """A statistic or a parameter that must be given, likewise."""
+    return contiguous(shaped(function, name, value, shape))
+
+
+cpdef cnp.ndarray running(function, name, value, tuple shape, bint written):
+    """A running statistic, which training updates in place."""
+    if value is None:
+        return None
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{function}: {name} must be an ndarray, got {type(value).__name__}")
+    cdef cnp.ndarray a = shaped(function, name, value, shape)
+    if written and not cnp.PyArray_ISWRITEABLE(a):
+        raise ValueError(f"{function}: {name} must be writeable, got a read-only array")
+    return a
+
+
+def output(function, out, tuple shape, cnp.dtype dtype, *inputs, may_be=None):
+    """`out`, or a new array. It must not overlap an input, but may be `may_be` itself."""
+    if out is None:
+        return empty(shape, dtype)
+    if not cnp.PyArray_CheckExact(out):
+        if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+            raise TypeError(f"{function}: out must be an ndarray, got {type(out).__name__}")
+    cdef cnp.ndarray result = out
+    if not has_shape(result, shape):
+        raise ValueError(f"{function}: out must have shape {shape}, got {out.shape}")
+    if out.dtype != dtype:
+        raise TypeError(f"{function}: out must have dtype {dtype}, got {out.dtype}")
+    if not cnp.PyArray_ISWRITEABLE(result):
+        raise ValueError(f"{function}: out must be writeable, got a read-only array")
+    if not cnp.PyArray_ISONESEGMENT(result) and has_internal_overlap(out):
+        raise ValueError(
+            f"{function}: out must have an element of its own for each index, "
+            f"got strides {out.strides}"
+        )
+    for name, a in inputs:
+        if a is not None and overlap(result, a) and not (a is may_be and is_same(result, a)):
+            raise ValueError(f"{function}: out must not overlap {name}")
+    return out
+
+
+cdef bint is_same(cnp.ndarray a, cnp.ndarray b):
+    """Whether two arrays of one shape are the same elements in the same places."""
+    return cnp.PyArray_DATA(a) == cnp.PyArray_DATA(b) and cnp.PyArray_CompareLists(
+        cnp.PyArray_STRIDES(a), cnp.PyArray_STRIDES(b), cnp.PyArray_NDIM(a)
+    )
+
+
+cdef inline char* begin(cnp.ndarray a) noexcept:
+    """The lowest address of an element."""
+    cdef char* p = cnp.PyArray_BYTES(a)
+    cdef Py_ssize_t i
+    for i in range(cnp.PyArray_NDIM(a)):
+        p += min(cnp.PyArray_STRIDE(a, i), 0) * (cnp.PyArray_DIM(a, i) - 1)
+    return p
+
+
+cdef inline char* end(cnp.ndarray a) noexcept:
+    """The address after the highest element."""
+    cdef char* p = cnp.PyArray_BYTES(a) + cnp.PyArray_ITEMSIZE(a)
+    cdef Py_ssize_t i
+    for i in range(cnp.PyArray_NDIM(a)):
+        p += max(cnp.PyArray_STRIDE(a, i), 0) * (cnp.PyArray_DIM(a, i) - 1)
+    return p
+
+
+cdef bint overlap(cnp.ndarray a, cnp.ndarray b) except -1:
+    """Whether two arrays share an element; in doubt, yes."""
+    if cnp.PyArray_SIZE(a) == 0 or cnp.PyArray_SIZE(b) == 0:
+        return False
+    if begin(a) >= end(b) or begin(b) >= end(a):  # almost always
+        return False
+    try:
+        return np.shares_memory(a, b, max_work=100_000)
+    except np.exceptions.TooHardError:
+        return True
+
+
+def has_internal_overlap(a):
+    """Whether two indices of `a` may lead to one element: a stride that does not clear those below
+    it."""
+    if a.size == 0:
+        return False
+    reach = a.itemsize
+    for stride, length in sorted((abs(s), n) for s, n in zip(a.strides, a.shape, strict=True)):
+        if length > 1:
+            if stride < reach:
+                return True
+            reach += stride * (length - 1)
+    return False
+
+
+# Scalars
+
+
+cpdef real(function, name, value):
+    try:
+        return float(value + 0)  # a string has no + 0, though it may have a float
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{function}: {name} must be a real number, got {type(value).__name__}"
+        ) from None
+
+
+cpdef epsilon(function, eps):
+    cdef double value = real(function, "eps", eps)
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{function}: eps must be finite and not negative, got {value}")
+    return value
+
+
+cpdef one_axis(function, axis, Py_ssize_t ndim):
+    """`axis` counted from the front."""
+    try:
+        i = PyNumber_Index(axis)
+    except TypeError:
+        raise TypeError(
+            f"{function}: axis must be an integer, got {type(axis).__name__}"
+        ) from None
+    if not -ndim <= i < ndim:
+        raise ValueError(
+            f"{function}: axis must be between {-ndim} and {ndim - 1} "
+            f"for an array of {ndim} dimensions, got {i}"
+        )
+    return <Py_ssize_t> i % ndim
+
+
+cpdef tuple many_axes(function, axis, Py_ssize_t ndim):
+    """`axis`, an int or a tuple of them, as a tuple counted from the front, ascending."""
+    if not isinstance(axis, tuple | list):
+        return (one_axis(function, axis, ndim),)
+    axes = tuple(sorted([one_axis(function, a, ndim) for a in axis]))
+    if not axes:
+        raise ValueError(f"{function}: axis must name at least one axis, got {axis}")
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"{function}: axis must not name an axis twice, got {axis}")
+    return axes
+
+
+cpdef tuple lengths(cnp.ndarray a, tuple axes):
+    """The part of its shape that belongs to these axes."""
+    return tuple([cnp.PyArray_DIM(a, i) for i in axes])
+
+
+# Caches
+
+
+def fields(function, cache, kind):
+    """What a cache of this kind holds."""
+    if type(cache) is not kind:
+        raise TypeError(
+            f"{function}: cache must be what {function.removesuffix('backward')}forward returned, "
+            f"got {type(cache).__name__}"
+        )
+    return cache
+
+
+# New arrays
+
+
+cdef inline int lengths_of(tuple shape, cnp.npy_intp* lengths) except -1:
+    cdef Py_ssize_t i
+    for i in range(len(shape)):
+        lengths[i] = shape[i]
+    return <int> len(shape)
+
+
+cpdef cnp.ndarray empty(tuple shape, cnp.dtype dtype):
+    cdef cnp.npy_intp lengths[cnp.NPY_MAXDIMS]
+    return cnp.PyArray_EMPTY(lengths_of(shape, lengths), lengths, dtype.type_num, False)
+
+
+cpdef cnp.ndarray gradient(cnp.ndarray parameter):
+    """Zeros for the gradient of an optional parameter."""
+    if parameter is None:
+        return None
+    return cnp.PyArray_ZEROS(
+        cnp.PyArray_NDIM(parameter), cnp.PyArray_DIMS(parameter), cnp.PyArray_TYPE(parameter), False
+    )
+
+
+cpdef tuple new_statistics(tuple shape, Py_ssize_t size, eps):
+    """Arrays for mean and rstd of `size` values; those of none are 0 and 1 / sqrt(eps)."""
+    if size:
+        return empty(shape, _DTYPES[1]), empty(shape, _DTYPES[1])
+    return np.zeros(shape), np.full(shape, eps**-0.5 if eps else np.inf)
+
+
+# Canonical views
+
+
+cpdef cnp.ndarray contiguous(cnp.ndarray a, order=None):
+    """`a` with its axes in `order`, C-contiguous: `a` itself where it is so already."""
+    cdef cnp.ndarray view = a if order is None else a.transpose(order)
+    return view if cnp.PyArray_IS_C_CONTIGUOUS(view) else np.asarray(view, order="C")
+
+
+cpdef cnp.ndarray cast(cnp.ndarray a, dtype):
+    """An optional array in this dtype: `a` itself where it has it."""
+    return a if a is None or a.dtype is dtype else a.astype(dtype, copy=False)
+
+
+cpdef tuple row_view(cnp.ndarray a, tuple axes):
+    """(M, N), N being the elements along these axes, and the order of axes that brings these to the
+    end, or None where they are there already. `a` is not empty."""
+    cdef Py_ssize_t ndim = cnp.PyArray_NDIM(a), n = 1
+    for axis in axes:
+        n *= cnp.PyArray_DIM(a, axis)
+    order = None
+    if <Py_ssize_t> axes[0] + len(axes) < ndim:
+        order = (*[i for i in range(ndim) if i not in axes], *axes)
+    return cnp.PyArray_SIZE(a) // n, n, order
+
+
+cpdef tuple channel_view(cnp.ndarray a, int axis):
+    """(N, C, S): what stands before the channel axis, the axis, what stands after it."""
+    cdef cnp.npy_intp* shape = cnp.PyArray_DIMS(a)
+    cdef Py_ssize_t n = cnp.PyArray_MultiplyList(shape, axis)
+    cdef Py_ssize_t s = cnp.PyArray_MultiplyList(
+        shape + axis + 1, cnp.PyArray_NDIM(a) - axis - 1
+    )
+    return n, shape[axis], s
+
+
+cpdef cnp.ndarray kernel_output(cnp.ndarray result, order=None):
+    """The array that a kernel fills for `result`; `deliver` it afterwards."""
+    cdef cnp.ndarray view = result if order is None else result.transpose(order)
+    if cnp.PyArray_IS_C_CONTIGUOUS(view):
+        return view
+    return np.empty((<object> view).shape, view.dtype)
+
+
+cpdef deliver(cnp.ndarray filled, cnp.ndarray result, order=None):
+    """Copy what a kernel filled to its place, unless it is there already."""
+    cdef cnp.ndarray view = result if order is None else result.transpose(order)
+    if not cnp.PyArray_IS_C_CONTIGUOUS(view):
+        (<object> view)[...] = filled
+    return result
