@@ -294,6 +294,40 @@ cpdef tuple channel_view(cnp.ndarray a, int axis):
     return n, shape[axis], s
 
 
+cpdef cnp.ndarray matrix(cnp.ndarray a):
+    """(M, N), N being the last axis and M all others."""
+    cdef Py_ssize_t last = cnp.PyArray_NDIM(a) - 1
+    if last == 1:
+        return a
+    return a.reshape(cnp.PyArray_MultiplyList(cnp.PyArray_DIMS(a), last), cnp.PyArray_DIM(a, last))
+
+
+cdef inline Py_ssize_t row_stride(cnp.ndarray a, int row, int column):
+    """Elements from one index of axis `row` to the next, or 0 if BLAS cannot take these for the
+    rows of a matrix."""
+    cdef Py_ssize_t size = cnp.PyArray_ITEMSIZE(a), stride = cnp.PyArray_STRIDE(a, row)
+    if cnp.PyArray_STRIDE(a, column) != size or stride % size:
+        return 0
+    return stride // size if stride >= cnp.PyArray_DIM(a, column) * size else 0
+
+
+cpdef tuple blas_matrix(cnp.ndarray a):
+    """A matrix, not empty, as BLAS takes it: where it lies in memory, the stride of the rows there,
+    in elements, and whether these are the columns of `a`. That is `a` itself where an axis of it is
+    contiguous, else a copy."""
+    cdef Py_ssize_t stride
+    if cnp.PyArray_DIM(a, 0) == 1 or cnp.PyArray_DIM(a, 1) == 1:
+        # A copy is cheap, and BLAS adds up strided vectors in another order.
+        return contiguous(a), cnp.PyArray_DIM(a, 1), False
+    stride = row_stride(a, 0, 1)
+    if stride:
+        return a, stride, False
+    stride = row_stride(a, 1, 0)
+    if stride:
+        return a, stride, True
+    return contiguous(a), cnp.PyArray_DIM(a, 1), False
+
+
 cpdef cnp.ndarray kernel_output(cnp.ndarray result, order=None):
     """The array that a kernel fills for `result`; `deliver` it afterwards."""
     cdef cnp.ndarray view = result if order is None else result.transpose(order)

@@ -1,7 +1,6 @@
 """The affine (fully connected, dense, linear) layer."""
 
 from functools import cache as _once
-from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -26,26 +25,6 @@ class AffineCache(NamedTuple):
     bias: np.ndarray | None
 
 
-class _Matrix(NamedTuple):
-    """A matrix as BLAS wants it: rows of memory a stride apart, perhaps those of the transpose."""
-
-    memory: np.ndarray
-    stride: int
-    transposed: bool
-
-    @classmethod
-    def of(cls, a):
-        """`a` as it lies in memory where one of its axes is contiguous, else a copy of it."""
-        if 1 in a.shape:  # cheap to copy, and BLAS adds up strided vectors in another order
-            a = np.ascontiguousarray(a)
-        for memory, transposed in ((a, False), (a.T, True)):
-            rows, columns = memory.strides
-            length = memory.shape[1]
-            if columns == a.itemsize and rows % a.itemsize == 0 and rows >= length * a.itemsize:
-                return cls(memory, rows // a.itemsize, transposed)
-        return cls.of(np.ascontiguousarray(a))
-
-
 def _matmul(function, a, b, bias, out):
     """out = a @ b + bias for 2-D a and b; `out` is C-contiguous."""
     (m, k), n = a.shape, b.shape[1]
@@ -58,12 +37,10 @@ def _matmul(function, a, b, bias, out):
     if out.size == 0 or k == 0:
         return
     kernel, blas = _load()
-    left, right = _Matrix.of(a), _Matrix.of(b)
+    left, right = _arrays.blas_matrix(a), _arrays.blas_matrix(b)
     with blas.single_threaded:
         kernel.matmul(
-            left.memory, left.stride, left.transposed,
-            right.memory, right.stride, right.transposed,
-            bias, out, m, n, k,
+            *left, *right, bias, out, m, n, k,
             get_num_threads() if blas.can_be_single_threaded() else 1,
         )
 
@@ -87,18 +64,18 @@ def _run(function, x, weight, bias, out, *, inference):
         function, out, shape, x.dtype, ("x", x), ("weight", weight), ("bias", bias),
         may_be=x if inference else None,
     )
-    rows = prod(x.shape[:-1])
     if y is x:  # which BLAS reads to the end
         x = x.copy()
     filled = _arrays.kernel_output(y)
     _matmul(
         function,
-        x.reshape(rows, x.shape[-1]),
+        _arrays.matrix(x),
         _arrays.cast(weight, x.dtype),
         _arrays.cast(bias, x.dtype),
-        filled.reshape(rows, weight.shape[1]),
+        _arrays.matrix(filled),
     )
-    return _arrays.deliver(filled, y), AffineCache(x, weight, bias)
+    _arrays.deliver(filled, y)
+    return y if inference else (y, AffineCache(x, weight, bias))
 
 
 def affine(x, weight, bias=None, *, out=None):
@@ -141,7 +118,7 @@ def affine(x, weight, bias=None, *, out=None):
     >>> fn.affine(np.array([1.0, 2.0]), np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0.5, 0.5]))
     array([1.5, 2.5])
     """
-    return _run("affine", x, weight, bias, out, inference=True)[0]
+    return _run("affine", x, weight, bias, out, inference=True)
 
 
 def affine_forward(x, weight, bias=None, *, out=None):
@@ -217,26 +194,23 @@ def affine_backward(dy, cache, *, out=None):
     x, weight, bias = _arrays.fields(function, cache, AffineCache)
     dy = _arrays.shaped(function, "dy", dy, (*x.shape[:-1], weight.shape[1]))
     dx = _arrays.output(function, out, x.shape, x.dtype, ("dy", dy), ("x", x), ("weight", weight))
-    rows = prod(x.shape[:-1])
-    x2 = x.reshape(rows, x.shape[-1])
-    dy2 = np.ascontiguousarray(dy, x.dtype).reshape(rows, weight.shape[1])
+    x2 = _arrays.matrix(x)
+    dy2 = _arrays.matrix(_arrays.contiguous(_arrays.cast(dy, x.dtype)))
 
     filled = _arrays.kernel_output(dx)
-    _matmul(function, dy2, _arrays.cast(weight, x.dtype).T, None, filled.reshape(x2.shape))
+    _matmul(function, dy2, _arrays.cast(weight, x.dtype).T, None, _arrays.matrix(filled))
     _arrays.deliver(filled, dx)
 
     if weight.flags.f_contiguous and not weight.flags.c_contiguous:
-        dweight = np.empty(weight.shape[::-1], x.dtype)
+        dweight = _arrays.empty(weight.shape[::-1], x.dtype)
         _matmul(function, dy2.T, x2, None, dweight)
         dweight = dweight.T
     else:
-        dweight = np.empty(weight.shape, x.dtype)
+        dweight = _arrays.empty(weight.shape, x.dtype)
         _matmul(function, x2.T, dy2, None, dweight)
-    dweight = dweight.astype(weight.dtype, copy=False)
+    dweight = _arrays.cast(dweight, weight.dtype)
 
-    dbias = None
-    if bias is not None:
-        dbias = np.zeros(bias.shape, bias.dtype)
-        if dy2.size:
-            _load()[0].sum_rows(dy2, rows, len(dbias), dbias, get_num_threads())
+    dbias = _arrays.gradient(bias)
+    if bias is not None and dy2.size:
+        _load()[0].sum_rows(dy2, *dy2.shape, dbias, get_num_threads())
     return dx, dweight, dbias

@@ -426,6 +426,26 @@ def test_zero_slices(axis, zero, dtype, rng):
     assert np.count_nonzero(dg) == (0 if axis is None else g.size - 1)
 
 
+# ---- affine --------------------------------------------------------------------------------------
+
+
+def one_row(stride):
+    """An array of shape (1, 5) whose rows, were there a second, would be so many bytes apart."""
+    return np.lib.stride_tricks.as_strided(np.arange(5, dtype=np.float32), (1, 5), (stride, 4))
+
+
+@pytest.mark.parametrize("stride", [0, -20, 3, 20])
+def test_any_stride_of_one_row(stride):
+    """BLAS would not take all of these for those of a matrix."""
+    x, weight = np.ones((3, 1), np.float32), one_row(stride)
+    y, cache = fn.affine_forward(x, weight)
+    np.testing.assert_array_equal(y, np.tile(np.arange(5), (3, 1)))
+    dx, dweight, _ = fn.affine_backward(y, cache)
+    np.testing.assert_array_equal(dx, np.full((3, 1), 30))
+    np.testing.assert_array_equal(dweight, 3 * weight)
+    np.testing.assert_array_equal(fn.affine(one_row(stride), np.ones((5, 1), np.float32)), [[10]])
+
+
 # ---- the tests themselves ------------------------------------------------------------------------
 
 
