@@ -213,6 +213,16 @@ def test_affine_keeps_nan_and_inf_in_their_row(value, dtype, rng):
     assert not np.isfinite(y[7]).any()
 
 
+@pytest.mark.parametrize("function", ["layer_norm_forward", "batch_norm_forward"])
+@pytest.mark.parametrize("shape", [(4, 4), (2, 4, 300)])
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # NumPy's, in the reference
+def test_variance_of_zero_without_eps(function, shape, dtype):
+    """1 / sqrt(0) is infinite and 0 · inf is NaN: no exception, and no 0."""
+    results, exact = (getattr(m, function)(np.ones(shape, dtype), eps=0) for m in (fn, reference))
+    np.testing.assert_array_equal(results[0], exact[0])
+    np.testing.assert_array_equal(results[1].rstd, exact[1].rstd)
+
+
 # ---- long sums -----------------------------------------------------------------------------------
 
 

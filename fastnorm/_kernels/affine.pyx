@@ -1,4 +1,4 @@
-# cython: boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=True
+# cython: boundscheck=False, wraparound=False, freethreading_compatible=True
 """The affine layer: y = x·weight + bias, its gradients, by SciPy's BLAS.
 
     y = x·weight + bias        dx = dy·weightᵀ        dweight = xᵀ·dy        dbias = Σ_rows dy

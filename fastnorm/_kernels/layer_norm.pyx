@@ -1,4 +1,4 @@
-# cython: boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=True
+# cython: boundscheck=False, wraparound=False, freethreading_compatible=True
 """Layer norm (Ba, Kiros and Hinton, arXiv:1607.06450) over the rows of an (M, N) view.
 
     x̂ = (x - mean)·rstd,  rstd = 1 / sqrt(var + eps)        y = x̂·gamma + beta
