@@ -46,6 +46,18 @@ cdef inline Vector vector_of(cnp.ndarray array) noexcept:
     return vector
 
 
+cdef inline void load_typed(
+    const real* p, Py_ssize_t stride, Py_ssize_t n, double* restrict values
+) noexcept nogil:
+    cdef Py_ssize_t i
+    if stride == sizeof(real):  # a loop that becomes vector instructions
+        for i in range(n):
+            values[i] = p[i]
+    else:
+        for i in range(n):
+            values[i] = (<const real*> (<const char*> p + i * stride))[0]
+
+
 cdef inline void load(
     Vector vector, Py_ssize_t start, Py_ssize_t n, double absent, double* restrict values
 ) noexcept nogil:
@@ -53,14 +65,24 @@ cdef inline void load(
     cdef const char* p = vector.data + start * vector.stride
     cdef Py_ssize_t i
     if vector.dtype == FLOAT32:
-        for i in range(n):
-            values[i] = (<const float*> (p + i * vector.stride))[0]
+        load_typed(<const float*> p, vector.stride, n, values)
     elif vector.dtype == FLOAT64:
-        for i in range(n):
-            values[i] = (<const double*> (p + i * vector.stride))[0]
+        load_typed(<const double*> p, vector.stride, n, values)
     else:
         for i in range(n):
             values[i] = absent
+
+
+cdef inline void store_typed(
+    real* restrict p, Py_ssize_t stride, Py_ssize_t n, const double* values
+) noexcept nogil:
+    cdef Py_ssize_t i
+    if stride == sizeof(real):
+        for i in range(n):
+            p[i] = <real> values[i]
+    else:
+        for i in range(n):
+            (<real*> (<char*> p + i * stride))[0] = <real> values[i]
 
 
 cdef inline void store(
@@ -68,10 +90,7 @@ cdef inline void store(
 ) noexcept nogil:
     """n elements from `start` on, rounded to the vector's dtype; nothing where it is absent."""
     cdef char* p = vector.data + start * vector.stride
-    cdef Py_ssize_t i
     if vector.dtype == FLOAT32:
-        for i in range(n):
-            (<float*> (p + i * vector.stride))[0] = <float> values[i]
+        store_typed(<float*> p, vector.stride, n, values)
     elif vector.dtype == FLOAT64:
-        for i in range(n):
-            (<double*> (p + i * vector.stride))[0] = values[i]
+        store_typed(<double*> p, vector.stride, n, values)
