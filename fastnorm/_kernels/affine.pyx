@@ -61,6 +61,22 @@ cdef inline void fill_rows(
             c[i * stride + j] = bias[j]
 
 
+cdef inline void outer_product(
+    real* c, Py_ssize_t m, Py_ssize_t n, Py_ssize_t stride, const real* a, const real* b, bint add
+) noexcept nogil:
+    """C = a·b, or C += a·b, for a column a and a row b"""
+    cdef Py_ssize_t i, j
+    cdef real* row
+    for i in range(m):
+        row = c + i * stride
+        if add:
+            for j in range(n):
+                row[j] += a[i] * b[j]
+        else:
+            for j in range(n):
+                row[j] = a[i] * b[j]
+
+
 cdef inline char op(bint transposed) noexcept nogil:
     return b"T" if transposed else b"N"
 
@@ -68,7 +84,8 @@ cdef inline char op(bint transposed) noexcept nogil:
 cdef inline void multiply(
     real* c, int m, int n, int k, int stride, Matrix a, Matrix b, bint add
 ) noexcept nogil:
-    """C = A·B, or C += A·B, row-major. Vectors go to gemv, since gemm packs what is used once."""
+    """C = A·B, or C += A·B, row-major. Vectors do not go to gemm, which packs what is used once. A
+    matrix of one row or one column is contiguous."""
     cdef char op_a = op(a.transposed), op_b = op(b.transposed)
     cdef char not_op_a = op(not a.transposed)
     cdef real one = 1, beta = 1 if add else 0
@@ -79,7 +96,9 @@ cdef inline void multiply(
     # The sizes of the operands as they lie in memory.
     cdef int a_rows = m if a.transposed else k, a_columns = k if a.transposed else m
     cdef int b_rows = k if b.transposed else n, b_columns = n if b.transposed else k
-    if m == 1:
+    if k == 1:
+        outer_product(c, m, n, stride, p, q, add)
+    elif m == 1:
         if real is float:
             sgemv(&op_b, &b_rows, &b_columns, &one, q, &b.stride, p, &a_step, &beta, c, &unit)
         else:
