@@ -5,7 +5,7 @@ from importlib.metadata import version
 
 import numpy as np
 
-from . import _dispatch
+from . import _cpu, _dispatch
 from ._threads import get_num_threads
 
 
@@ -17,6 +17,7 @@ def _configuration():
         "isa": _dispatch.ISA,
         "isas": list(_dispatch.ISAS),
         "num_threads": get_num_threads(),
+        "last_cache": f"{_cpu.last_cache() >> 20} MiB",
         "blas": _blas.describe(),
         "numpy": np.__version__,
         "scipy": version("scipy"),

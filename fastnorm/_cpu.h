@@ -15,4 +15,16 @@ static int fastnorm_cpu_has_avx2(void)
 #endif
 }
 
+/* x86-64-v4. */
+static int fastnorm_cpu_has_avx512(void)
+{
+#if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
+    return fastnorm_cpu_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
+        && __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq")
+        && __builtin_cpu_supports("avx512vl");
+#else
+    return 0;
+#endif
+}
+
 #endif

@@ -1,9 +1,44 @@
-"""What this CPU can run. Compiled for the baseline, and imported before any kernel is."""
+"""What this CPU can run, and how much its last cache holds. Compiled for the baseline, and imported
+before any kernel is."""
+
+from pathlib import Path
 
 cdef extern from "_cpu.h":
     bint fastnorm_cpu_has_avx2()
+    bint fastnorm_cpu_has_avx512()
 
 
 def has_avx2():
     """True where code compiled for x86-64-v3 (AVX2) runs."""
     return fastnorm_cpu_has_avx2()
+
+
+def has_avx512():
+    """True where code compiled for x86-64-v4 (AVX-512) runs."""
+    return fastnorm_cpu_has_avx512()
+
+
+# Where the system does not say, and the limits of what is believed: a virtual machine may report a
+# cache that it shares with many others.
+_USUAL_CACHE, _LEAST_CACHE, _LARGEST_CACHE = 32 << 20, 8 << 20, 128 << 20
+
+
+def _find_last_cache():
+    try:
+        caches = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")
+        _, size = max((int((c / "level").read_text()), (c / "size").read_text()) for c in caches)
+        return min(max(int(size.rstrip("K\n")) << 10, _LEAST_CACHE), _LARGEST_CACHE)
+    except (OSError, ValueError):
+        return _USUAL_CACHE
+
+
+cdef Py_ssize_t _last_cache = _find_last_cache()
+
+
+cdef Py_ssize_t last_cache_bytes() noexcept nogil:
+    """Size of the last cache of a CPU. It decides which results are written past it."""
+    return _last_cache
+
+
+def last_cache():
+    return _last_cache

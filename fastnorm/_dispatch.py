@@ -11,7 +11,7 @@ import os
 from . import _cpu
 
 # From the slowest to the fastest.
-_SUPPORTED = {"baseline": lambda: True, "avx2": _cpu.has_avx2}
+_SUPPORTED = {"baseline": lambda: True, "avx2": _cpu.has_avx2, "avx512": _cpu.has_avx512}
 
 
 def _is_built(isa):

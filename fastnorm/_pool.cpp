@@ -29,6 +29,9 @@
 #include <new>
 #include <thread>
 
+#if defined(__SSE2__) || defined(_M_X64)
+#include <immintrin.h>
+#endif
 #if defined(_WIN32)
 #include <intrin.h>
 #else
@@ -134,8 +137,16 @@ inline void pause() {
 #endif
 }
 
+// Blocks may write past the cache, with stores that only this fence brings into order.
+inline void fence_streams() {
+#if defined(__SSE2__) || defined(_M_X64)
+    _mm_sfence();
+#endif
+}
+
 void run_serially(fastnorm_block_function function, void *task, std::ptrdiff_t num_blocks) {
     for (std::ptrdiff_t block = 0; block < num_blocks; ++block) function(task, block);
+    fence_streams();
 }
 
 // The worker must not sleep through a job that was published while it lay down. It sets `asleep`
@@ -217,6 +228,7 @@ std::int64_t take_part(Pool &pool, std::uint64_t epoch, int self) {
             if (!range.claim_word.compare_exchange_weak(word, word - 1, std::memory_order_relaxed))
                 continue;
             function(task, end - static_cast<std::ptrdiff_t>(count));
+            fence_streams();
             // release: the caller who sees this sees what the block has written.
             range.unfinished.fetch_sub(1, std::memory_order_release);
             ++num_run;
@@ -336,6 +348,7 @@ extern "C" void fastnorm_parallel_for(fastnorm_block_function function, void *ta
         num_run += run_job(pool, function, task, first, count, team, back_to_back);
         first += count;
     }
+    fence_streams();
     pool.last_return = Clock::now();
 
     // Exact if all was done alone; else from this thread's share, as the others' speed is unknown.

@@ -47,13 +47,15 @@ cdef inline void set_normalize(
     cdef double high[FEW]
     cdef double scale[FEW]
     cdef double shift[FEW]
+    cdef double low
     cdef Py_ssize_t i
     high_parts(t, n, mean, high)
     load(norm.gamma, channel, n, 1, scale)
     load(norm.beta, channel, n, 0, shift)
     for i in range(n):
         scale[i] = scale[i] * rstd[i]
-        shift[i] = shift[i] - (mean[i] - high[i]) * scale[i]
+        low = mean[i] - high[i]
+        shift[i] = shift[i] - (low * scale[i] if low != 0 else 0)  # the scale may be infinite
     set_coefficients(t, CENTRE, channel, n, high)
     set_coefficients(t, SCALE, channel, n, scale)
     set_coefficients(t, SHIFT, channel, n, shift)
@@ -144,16 +146,19 @@ cdef inline void finish_gradients(
 cdef void finish_backward(
     Channels* t, Py_ssize_t channel, Py_ssize_t n, double* sum_dy, double* sum_products
 ) noexcept nogil:
-    """dx = (dy + (x - high)·rstd·slope + shift)·scale"""
+    """dx = (dy + (x - high)·slope + shift)·scale"""
+    cdef double rstd[FEW]
     cdef double left_over[FEW]
     cdef double scale[FEW]
     cdef double slope[FEW]
     cdef double shift[FEW]
     cdef double count = <double> t.n * t.s
     cdef Py_ssize_t i
+    cdef BatchNorm* norm = <BatchNorm*> t.norm
     finish_gradients(t, channel, n, sum_dy, sum_products, left_over, scale)
+    load(norm.rstd, channel, n, 1, rstd)
     for i in range(n):
-        slope[i] = -sum_products[i] / count
+        slope[i] = -sum_products[i] / count * rstd[i]
         shift[i] = (sum_products[i] * left_over[i] - sum_dy[i]) / count
     set_coefficients(t, SCALE, channel, n, scale)
     set_coefficients(t, SLOPE, channel, n, slope)

@@ -1,8 +1,5 @@
 """How work is cut. Blocks are fixed by the problem, never by the threads: so are the sums."""
 
-cdef extern from "prefetch.h" nogil:
-    void prefetch "fastnorm_prefetch"(const void* memory, Py_ssize_t num_bytes)
-
 cdef enum:
     BLOCK_BYTES = 32768         # of input: fits L1; claiming a block is cheap beside it
     SERIAL_BYTES = 131072       # of input: below, waking a thread costs more than it gains

@@ -11,21 +11,21 @@ ways:
 
 The work is a grid of ranges (of planes or rows) by tiles (of channels). Where there are tiles
 enough, a block takes all ranges of its tile and does everything to it while that is in cache; else
-there are two phases, the second in the reverse order, so that it begins with what the first left
-in cache. The grid depends on the shape alone, and partial results are combined in its order: any
-number of threads gives the same bits. Of planes, the ranges depend on N and S only: a channel's
-result does not depend on how many there are.
+there are two phases. The grid depends on the shape alone, and partial results are combined in its
+order: any number of threads gives the same bits. Of planes, the ranges depend on N and S only: a
+channel's result does not depend on how many there are.
 """
 
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
-from fastnorm._kernels.blocks cimport BLOCK_BYTES, MAX_PARTIALS, ceil_div, prefetch
-from fastnorm._kernels.blocks cimport threads_for
+from fastnorm._kernels.blocks cimport BLOCK_BYTES, MAX_PARTIALS, ceil_div, threads_for
 from fastnorm._kernels.columns cimport FLUSH, STRIP, column_centred_sums, column_gradient_sums
 from fastnorm._kernels.columns cimport column_squares, column_sums, columns_gradient
-from fastnorm._kernels.columns cimport columns_scale_shift
+from fastnorm._kernels.columns cimport FOUR, columns_scale_shift, four_columns_gradient
+from fastnorm._kernels.columns cimport four_columns_scale_shift
+from fastnorm._kernels.memory cimport Writer, flush, open_writer, place, streams
 from fastnorm._kernels.moments cimport Moments, merge_centred, no_moments, rescue
 from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, add_centred_sums, add_gradient_sums
 from fastnorm._kernels.rows cimport add_squares, clear, fold
@@ -34,13 +34,17 @@ from fastnorm._pool cimport parallel_for
 
 cdef enum:
     MIN_PLANE = 128             # elements: shorter planes are columns
+    MIN_RUN = 16                # elements: shorter planes are mapped as columns
     MIN_COLUMNS = 64            # narrower rows are taken several at a time
-    TILE_BYTES = 1024           # of a row: a tile of columns takes no less, if there are more
+    WIDE_COLUMNS = 512          # as wide as that where there are MANY_ROWS
+    MANY_ROWS = 4096
+    TILE_BYTES = 4096           # of a row in a tile of columns: no more, and no less than half
     CACHED_BYTES = 524288       # of a tile that a block finds again in cache
     MAX_TILE = 16               # channels in a tile of planes
     PIECE = 1024                # elements of a plane: how far ahead memory is asked for
     RANGE_ROWS = 256            # keeps a range's partial results small beside its rows
     RANGE_ELEMENTS = 32768      # of a channel in a range of planes, at least
+    AHEAD = 1024                # elements: how far a map over columns asks for memory in advance
     FEW = 256                   # channels that are prepared or finished at a time
 
 cdef enum Reduction:
@@ -51,7 +55,7 @@ cdef enum Reduction:
 
 cdef enum Map:
     SCALE_SHIFT                 # y = (source - centre)·scale + shift
-    GRADIENT                    # dx = (dy + (x̂·slope + shift))·scale
+    GRADIENT                    # dx = (dy + ((x - centre)·slope + shift))·scale
 
 # The rows of `coefficients`.
 cdef enum Coefficient:
@@ -67,6 +71,12 @@ ctypedef void (*prepare_function)(Channels* t, Py_ssize_t channel, Py_ssize_t n)
 ctypedef void (*finish_function)(
     Channels* t, Py_ssize_t channel, Py_ssize_t n, double* first, double* second
 ) noexcept nogil
+
+
+# How the work is cut: ranges of units by tiles of channels.
+cdef struct Grid:
+    Py_ssize_t ranges, units_per_range
+    Py_ssize_t tiles, channels_per_tile
 
 
 cdef struct Channels:
@@ -90,9 +100,11 @@ cdef struct Channels:
     Py_ssize_t units            # rows of columns, or pieces of a channel's planes
     Py_ssize_t pieces           # of a plane
     Py_ssize_t tail             # columns of the incomplete last row, where there is one
-    Py_ssize_t ranges, units_per_range
-    Py_ssize_t tiles, channels_per_tile
+    Grid grid                   # of the reduction
+    Grid map_grid
     bint whole_tiles            # a block takes all ranges of its tile
+    bint streams                # see memory.pxd
+    Py_ssize_t ahead            # AHEAD, or 0 where the elements are in cache
 
     double* first               # (ranges, width)
     double* second              # (ranges, width)
@@ -103,34 +115,36 @@ cdef struct Channels:
 
 
 cdef inline void plan_columns(Channels* t, Py_ssize_t itemsize) noexcept nogil:
-    cdef Py_ssize_t width = t.c * t.s, fewest, tile
+    cdef Py_ssize_t width = t.c * t.s, tile
+    cdef Py_ssize_t least = WIDE_COLUMNS if t.n >= MANY_ROWS else MIN_COLUMNS
     t.planes = False
     t.inner, t.pieces, t.repeats = t.s, 1, 1
-    if width < MIN_COLUMNS:
+    if width < least and t.s < MIN_RUN:
         # A number of rows whose columns fill whole vectors.
         while t.repeats * width % 16 and t.repeats < 16:
             t.repeats *= 2
-        while t.repeats * width < MIN_COLUMNS:
+        while t.repeats * width < least:
             t.repeats *= 2
         if t.repeats > t.n:
             t.repeats = 1
     t.width = width * t.repeats
     t.units = t.n // t.repeats
     t.tail = width * (t.n % t.repeats)
-    t.channels_per_tile = t.c
-    t.ranges, t.units_per_range = 1, t.units
-    fewest = min(t.c, ceil_div(TILE_BYTES, t.s * itemsize))
-    t.whole_tiles = t.repeats == 1 and t.n * fewest * t.s * itemsize <= CACHED_BYTES
+    tile = CACHED_BYTES // (t.n * itemsize * (2 if t.reduction == GRADIENT_SUMS else 1))
+    t.whole_tiles = t.repeats == 1 and (t.n <= MANY_ROWS // 8 or t.c * t.s <= tile)
+    t.grid.ranges, t.grid.units_per_range = 1, t.units
     if t.whole_tiles:
-        t.channels_per_tile = max(fewest, min(t.c, 2 * BLOCK_BYTES // (t.n * t.s * itemsize)))
-    else:
-        t.units_per_range = max(<Py_ssize_t> RANGE_ROWS, ceil_div(t.units, MAX_PARTIALS))
-        t.ranges = ceil_div(t.units, t.units_per_range)
-        if t.repeats == 1:
-            tile = ceil_div(t.c, max(MAX_PARTIALS // t.ranges, <Py_ssize_t> 1))
-            t.channels_per_tile = max(min(t.c, ceil_div(STRIP, t.s)), tile)
-        if t.tail:
-            t.ranges += 1
+        tile = max(min(tile, TILE_BYTES // itemsize), TILE_BYTES // 2 // itemsize)
+        t.grid.channels_per_tile = min(t.c, ceil_div(tile, t.s))
+        return
+    t.grid.units_per_range = max(<Py_ssize_t> RANGE_ROWS, ceil_div(t.units, MAX_PARTIALS))
+    t.grid.ranges = ceil_div(t.units, t.grid.units_per_range)
+    t.grid.channels_per_tile = t.c
+    if t.repeats == 1:
+        tile = ceil_div(t.c, max(MAX_PARTIALS // t.grid.ranges, <Py_ssize_t> 1))
+        t.grid.channels_per_tile = max(min(t.c, ceil_div(STRIP, t.s)), tile)
+    if t.tail:
+        t.grid.ranges += 1
 
 
 cdef inline void plan_planes(Channels* t, Py_ssize_t itemsize) noexcept nogil:
@@ -140,31 +154,32 @@ cdef inline void plan_planes(Channels* t, Py_ssize_t itemsize) noexcept nogil:
     t.width = t.c
     t.pieces = ceil_div(t.s, PIECE)
     t.units = t.n * t.pieces
-    t.units_per_range = max(
+    t.grid.units_per_range = max(
         ceil_div(RANGE_ELEMENTS, min(t.s, <Py_ssize_t> PIECE)), ceil_div(t.units, MAX_PARTIALS)
     )
-    t.ranges = ceil_div(t.units, t.units_per_range)
-    t.whole_tiles = t.ranges == 1 or t.c >= MAX_PARTIALS // 2
-    t.channels_per_tile = 1
+    t.grid.ranges = ceil_div(t.units, t.grid.units_per_range)
+    t.whole_tiles = t.grid.ranges == 1 or t.c >= MAX_PARTIALS // 2
+    t.grid.channels_per_tile = 1
     if t.whole_tiles:
         tile = max(BLOCK_BYTES // channel, BLOCK_BYTES // 8 // plane)
-        t.channels_per_tile = max(min(min(tile, t.c), <Py_ssize_t> MAX_TILE), <Py_ssize_t> 1)
+        t.grid.channels_per_tile = max(min(min(tile, t.c), <Py_ssize_t> MAX_TILE), <Py_ssize_t> 1)
 
 
 cdef inline void plan_map(Channels* t, Py_ssize_t itemsize) noexcept nogil:
-    """Without a reduction, blocks that lie in memory one after the other are the best ones."""
-    cdef Py_ssize_t plane = t.s * itemsize, tile = 2 * BLOCK_BYTES, samples
-    t.whole_tiles = False
-    t.channels_per_tile = t.c
-    if not t.planes:
-        tile = STRIP * 2 * itemsize  # whose coefficients stay in L1 for some rows
-    if t.repeats == 1:
-        t.channels_per_tile = max(min(t.c, tile // plane), <Py_ssize_t> 1)
-    samples = 2 * BLOCK_BYTES // (t.repeats * t.channels_per_tile * plane)
-    if t.channels_per_tile < t.c and not t.planes:
-        samples *= 4
-    t.units_per_range = max(samples, <Py_ssize_t> 1) * t.pieces
-    t.ranges = ceil_div(t.units, t.units_per_range) + (1 if t.tail else 0)
+    """Where the map is a phase of its own, the best blocks are whole pieces of memory."""
+    cdef Py_ssize_t plane = t.s * itemsize
+    t.map_grid.channels_per_tile = t.c
+    if t.planes:
+        t.map_grid.channels_per_tile = max(
+            min(t.c, 2 * BLOCK_BYTES // plane), <Py_ssize_t> 1
+        )
+    t.map_grid.units_per_range = t.pieces * max(
+        2 * BLOCK_BYTES // (t.repeats * t.map_grid.channels_per_tile * plane),
+        <Py_ssize_t> (1 if t.s >= MIN_RUN else FOUR)
+    )
+    if plane > CACHED_BYTES:
+        t.map_grid.units_per_range = CACHED_BYTES // itemsize // PIECE
+    t.map_grid.ranges = ceil_div(t.units, t.map_grid.units_per_range) + (1 if t.tail else 0)
 
 
 cdef inline void plan(
@@ -176,9 +191,12 @@ cdef inline void plan(
         plan_columns(t, itemsize_of(dtype))
     else:
         plan_planes(t, itemsize_of(dtype))
+    plan_map(t, itemsize_of(dtype))
     if reduction == NO_REDUCTION:
-        plan_map(t, itemsize_of(dtype))
-    t.tiles = ceil_div(t.c, t.channels_per_tile)
+        t.whole_tiles = False
+        t.grid = t.map_grid
+    t.grid.tiles = ceil_div(t.c, t.grid.channels_per_tile)
+    t.map_grid.tiles = ceil_div(t.c, t.map_grid.channels_per_tile)
 
 
 cdef struct Block:
@@ -188,25 +206,27 @@ cdef struct Block:
     Py_ssize_t first_column, last_column
 
 
-cdef inline Block block_at(Channels* t, Py_ssize_t range_, Py_ssize_t tile) noexcept nogil:
+cdef inline Block block_at(
+    Channels* t, const Grid* grid, Py_ssize_t range_, Py_ssize_t tile
+) noexcept nogil:
     cdef Block b
     b.range = range_
-    b.first_channel = tile * t.channels_per_tile
-    b.last_channel = min(b.first_channel + t.channels_per_tile, t.c)
-    b.first_unit = b.range * t.units_per_range
-    b.last_unit = min(b.first_unit + t.units_per_range, t.units)
+    b.first_channel = tile * grid.channels_per_tile
+    b.last_channel = min(b.first_channel + grid.channels_per_tile, t.c)
+    b.first_unit = b.range * grid.units_per_range
+    b.last_unit = min(b.first_unit + grid.units_per_range, t.units)
     b.first_column = b.first_channel * t.inner
     b.last_column = b.last_channel * t.inner
     if t.repeats > 1:
         b.last_column = t.width
-        if t.tail and b.range == t.ranges - 1:
+        if t.tail and b.range == grid.ranges - 1:
             b.first_unit, b.last_unit, b.last_column = t.units, t.units + 1, t.tail
     return b
 
 
 cdef inline Py_ssize_t range_count(Channels* t, Py_ssize_t index) noexcept nogil:
     """Elements that a range adds to a channel (planes) or to a column."""
-    cdef Block b = block_at(t, index, 0)
+    cdef Block b = block_at(t, &t.grid, index, 0)
     cdef Py_ssize_t count = b.last_unit - b.first_unit
     if not t.planes:
         return count
@@ -219,7 +239,7 @@ cdef inline Py_ssize_t range_count(Channels* t, Py_ssize_t index) noexcept nogil
 
 
 cdef inline Py_ssize_t range_width(Channels* t, Py_ssize_t index) noexcept nogil:
-    return t.tail if t.tail and index == t.ranges - 1 else t.width
+    return t.tail if t.tail and index == t.grid.ranges - 1 else t.width
 
 
 # Coefficients
@@ -281,14 +301,6 @@ cdef inline Py_ssize_t piece_offset(
     return (unit // t.pieces * t.c + channel) * t.s + unit % t.pieces * PIECE
 
 
-cdef inline void prefetch_unit(
-    Channels* t, const real* x, Py_ssize_t unit, Py_ssize_t channel
-) noexcept nogil:
-    prefetch(
-        x + piece_offset(t, unit, channel), piece_length(t, unit) * <Py_ssize_t> sizeof(real)
-    )
-
-
 cdef inline void reduce_planes(Channels* t, const real* x, const real* dy, Block b) noexcept nogil:
     """Lanes live on from plane to plane until a chunk is full; the first chunk is centred on the
     mean of its first piece, a later one on the mean so far, which is as good as two sweeps over
@@ -298,7 +310,7 @@ cdef inline void reduce_planes(Channels* t, const real* x, const real* dy, Block
     cdef real centre[MAX_TILE]
     cdef Moments moments[MAX_TILE]
     cdef const real* coefficients = <const real*> t.coefficients
-    cdef Py_ssize_t unit, channel, length, offset, k, pending = 0
+    cdef Py_ssize_t unit, channel, length, offset, ahead, k, pending = 0
     cdef Py_ssize_t channels = b.last_channel - b.first_channel
     for k in range(channels):
         moments[k] = no_moments()
@@ -311,21 +323,20 @@ cdef inline void reduce_planes(Channels* t, const real* x, const real* dy, Block
         for k in range(channels):
             channel = b.first_channel + k
             offset = piece_offset(t, unit, channel)
+            ahead = 0
             if unit + 1 < b.last_unit:
-                prefetch_unit(t, x, unit + 1, channel)
-                if t.reduction == GRADIENT_SUMS:
-                    prefetch_unit(t, dy, unit + 1, channel)
+                ahead = piece_offset(t, unit + 1, channel) - offset
             if t.reduction == GRADIENT_SUMS:
                 add_gradient_sums(
                     dy + offset, x + offset, length, coefficients[channel],
-                    coefficients[INVERSE * t.width + channel], lanes[k], others[k],
+                    coefficients[INVERSE * t.width + channel], lanes[k], others[k], ahead,
                 )
             elif t.reduction == SQUARES:
-                add_squares(x + offset, length, others[k])
+                add_squares(x + offset, length, others[k], ahead)
             else:
                 if unit == b.first_unit:
                     centre[k] = <real> (row_sum(x + offset, length) / length)
-                add_centred_sums(x + offset, length, centre[k], lanes[k], others[k])
+                add_centred_sums(x + offset, length, centre[k], lanes[k], others[k], ahead)
         if pending < CHUNK and unit + 1 < b.last_unit:
             continue
         for k in range(channels):
@@ -343,30 +354,45 @@ cdef inline void reduce_planes(Channels* t, const real* x, const real* dy, Block
         t.second[b.range * t.width + b.first_channel + k] = moments[k].m2
 
 
+cdef inline void map_run(
+    Channels* t, const real* x, const real* dy, const real* source, real* y,
+    Py_ssize_t offset, Py_ssize_t n, Py_ssize_t channel, Writer* writer,
+) noexcept nogil:
+    """n elements of one channel."""
+    cdef const real* coefficients = <const real*> t.coefficients + channel * t.inner
+    cdef real centre = coefficients[CENTRE * t.width]
+    cdef real scale = coefficients[SCALE * t.width]
+    cdef real shift = coefficients[SHIFT * t.width]
+    cdef real slope = coefficients[SLOPE * t.width]
+    cdef Py_ssize_t end = offset + n, length
+    cdef real* target
+    while offset < end:
+        length = end - offset
+        target = place(writer, y + offset, &length)
+        if t.map == SCALE_SHIFT:
+            row_scale_shift(source + offset, target, length, centre, scale, shift)
+        else:
+            row_gradient(
+                dy + offset, x + offset, target, length, centre, slope, shift, scale
+            )
+        offset += length
+
+
 cdef inline void map_planes(
     Channels* t, const real* x, const real* dy, const real* source, real* y, Block b
 ) noexcept nogil:
-    cdef const real* centre = <const real*> t.coefficients
-    cdef const real* inverse = centre + INVERSE * t.width
-    cdef const real* scale = centre + SCALE * t.width
-    cdef const real* shift = centre + SHIFT * t.width
-    cdef const real* slope = centre + SLOPE * t.width
-    cdef Py_ssize_t sample = b.first_unit // t.pieces, start, stop, i, offset
+    cdef Py_ssize_t sample = b.first_unit // t.pieces, start, stop, i
+    cdef Writer writer
+    open_writer(&writer, t.streams)
     while sample * t.pieces < b.last_unit:
         start = max(b.first_unit - sample * t.pieces, <Py_ssize_t> 0) * PIECE
         stop = min((b.last_unit - sample * t.pieces) * PIECE, t.s)
         for i in range(b.first_channel, b.last_channel):
-            offset = (sample * t.c + i) * t.s + start
-            if t.map == SCALE_SHIFT:
-                row_scale_shift(
-                    source + offset, y + offset, stop - start, centre[i], scale[i], shift[i]
-                )
-            else:
-                row_gradient(
-                    dy + offset, x + offset, y + offset, stop - start,
-                    centre[i], inverse[i], slope[i], shift[i], scale[i],
-                )
+            map_run(
+                t, x, dy, source, y, (sample * t.c + i) * t.s + start, stop - start, i, &writer
+            )
         sample += 1
+    flush(&writer)
 
 
 # Columns
@@ -414,8 +440,8 @@ cdef inline void reduce_strip(
             first[j] = centre[j]
     while row < rows:
         more = min(rows - row, <Py_ssize_t> FLUSH)
-        memset(sums, 0, sizeof(sums))
-        memset(others, 0, sizeof(others))
+        memset(sums, 0, n * sizeof(real))
+        memset(others, 0, n * sizeof(real))
         if t.reduction == GRADIENT_SUMS:
             column_gradient_sums(
                 dy + row * t.width, x + row * t.width, t.width, more, n,
@@ -448,26 +474,75 @@ cdef inline void reduce_columns(Channels* t, const real* x, const real* dy, Bloc
         column += n
 
 
+cdef inline void map_row(
+    Channels* t, const real* x, const real* dy, const real* source, real* y,
+    Py_ssize_t row, Py_ssize_t column, Py_ssize_t n, Writer* writer,
+) noexcept nogil:
+    """n columns of a row."""
+    cdef const real* centre = <const real*> t.coefficients + column
+    cdef Py_ssize_t offset = row * t.width + column, end = offset + n, length
+    cdef real* target
+    while offset < end:
+        length = end - offset
+        target = place(writer, y + offset, &length)
+        if t.map == SCALE_SHIFT:
+            columns_scale_shift(
+                source + offset, target, length,
+                centre, centre + SCALE * t.width, centre + SHIFT * t.width, t.ahead,
+            )
+        else:
+            columns_gradient(
+                dy + offset, x + offset, target, length, centre,
+                centre + SLOPE * t.width, centre + SHIFT * t.width, centre + SCALE * t.width,
+                t.ahead,
+            )
+        centre += length
+        offset += length
+
+
+cdef inline void map_four_rows(
+    Channels* t, const real* x, const real* dy, const real* source, real* y,
+    Py_ssize_t row, Py_ssize_t column, Py_ssize_t n,
+) noexcept nogil:
+    cdef const real* centre = <const real*> t.coefficients + column
+    cdef Py_ssize_t offset = row * t.width + column, stride = t.width
+    cdef real* target = y + offset
+    if t.map == SCALE_SHIFT:
+        four_columns_scale_shift(
+            source + offset, stride,
+            target, target + stride, target + 2 * stride, target + 3 * stride, n,
+            centre, centre + SCALE * t.width, centre + SHIFT * t.width,
+        )
+    else:
+        four_columns_gradient(
+            dy + offset, x + offset, stride,
+            target, target + stride, target + 2 * stride, target + 3 * stride, n,
+            centre, centre + SLOPE * t.width, centre + SHIFT * t.width, centre + SCALE * t.width,
+        )
+
+
 cdef inline void map_columns(
     Channels* t, const real* x, const real* dy, const real* source, real* y, Block b
 ) noexcept nogil:
-    cdef const real* centre = <const real*> t.coefficients + b.first_column
-    cdef const real* inverse = centre + INVERSE * t.width
-    cdef const real* scale = centre + SCALE * t.width
-    cdef const real* shift = centre + SHIFT * t.width
-    cdef const real* slope = centre + SLOPE * t.width
-    cdef Py_ssize_t row, offset, n = b.last_column - b.first_column
-    for row in range(b.first_unit, b.last_unit):
-        offset = row * t.width + b.first_column
-        if t.reduction == NO_REDUCTION and n < t.width and row + 1 < b.last_unit:
-            # The next row does not follow this one, nor has it been read before.
-            prefetch(source + offset + t.width, n * <Py_ssize_t> sizeof(real))
-        if t.map == SCALE_SHIFT:
-            columns_scale_shift(source + offset, y + offset, n, centre, scale, shift)
-        else:
-            columns_gradient(
-                dy + offset, x + offset, y + offset, n, centre, inverse, slope, shift, scale
-            )
+    """Streaming goes through memory in its order; in cache the coefficients, of which there are as
+    many as elements in a row, are what costs time."""
+    cdef Py_ssize_t row, column = b.first_column, n
+    cdef Writer writer
+    open_writer(&writer, t.streams)
+    if t.streams:
+        for row in range(b.first_unit, b.last_unit):
+            map_row(t, x, dy, source, y, row, column, b.last_column - column, &writer)
+    while column < b.last_column and not t.streams:
+        n = min(b.last_column - column, <Py_ssize_t> STRIP)
+        row = b.first_unit
+        while row + FOUR <= b.last_unit:
+            map_four_rows(t, x, dy, source, y, row, column, n)
+            row += FOUR
+        while row < b.last_unit:
+            map_row(t, x, dy, source, y, row, column, n, &writer)
+            row += 1
+        column += n
+    flush(&writer)
 
 
 # From the partial results to the channels' two numbers
@@ -482,19 +557,19 @@ cdef inline void combine_ranges(Channels* t, Py_ssize_t start, Py_ssize_t stop) 
     cdef Py_ssize_t r, j, count, whole = 0, last, base
     cdef double weight, tail_weight, delta
     if t.reduction != MOMENTS:
-        for r in range(1, t.ranges):
+        for r in range(1, t.grid.ranges):
             base = r * t.width
             for j in range(start, min(stop, range_width(t, r))):
                 first[j] += first[base + j]
                 second[j] += second[base + j]
         return
-    for r in range(t.ranges):
+    for r in range(t.grid.ranges):
         if range_width(t, r) == t.width:
             whole += range_count(t, r)
     while start < stop:
         last = min(stop, start + STRIP)
         memset(mean, 0, sizeof(mean))
-        for r in range(t.ranges):
+        for r in range(t.grid.ranges):
             base = r * t.width
             count = range_count(t, r)
             weight = <double> count / whole
@@ -506,7 +581,7 @@ cdef inline void combine_ranges(Channels* t, Py_ssize_t start, Py_ssize_t stop) 
                 )
         for j in range(start, last):
             mean[j - start] += first[j]
-        for r in range(t.ranges):
+        for r in range(t.grid.ranges):
             base = r * t.width
             count = range_count(t, r)
             for j in range(start, min(last, range_width(t, r))):
@@ -517,34 +592,38 @@ cdef inline void combine_ranges(Channels* t, Py_ssize_t start, Py_ssize_t stop) 
         start = last
 
 
+cdef inline Py_ssize_t column_count(Channels* t, Py_ssize_t column) noexcept nogil:
+    return t.units + 1 if column < t.tail else t.units
+
+
 cdef inline void fold_channel(
     Channels* t, Py_ssize_t channel, double* first, double* second
 ) noexcept nogil:
     """The two numbers of a channel from those of its columns."""
-    cdef Py_ssize_t repeat, j, start, count, total = 0
-    cdef Py_ssize_t rows = t.units
-    cdef double delta
+    cdef Py_ssize_t repeat, j, start, stop
+    cdef double delta, base = t.first[channel * t.inner]
+    cdef double total = <double> t.n * t.s
     if t.planes or t.repeats * t.inner == 1:
         first[0], second[0] = t.first[channel], t.second[channel]
         return
     first[0], second[0] = 0, 0
     for repeat in range(t.repeats):
         start = (repeat * t.c + channel) * t.inner
-        for j in range(start, start + t.inner):
-            count = rows + 1 if j < t.tail else rows
-            if t.reduction == MOMENTS:
-                total += count
-                first[0] += (t.first[j] - first[0]) * (<double> count / total)
+        stop = start + t.inner
+        for j in range(start, stop):
+            if t.reduction == MOMENTS:  # relative to one of them: see `combine_ranges`
+                first[0] += (t.first[j] - base) * (column_count(t, j) / total)
             else:
                 first[0] += t.first[j]
             second[0] += t.second[j]
     if t.reduction == MOMENTS:
+        first[0] += base
         for repeat in range(t.repeats):
             start = (repeat * t.c + channel) * t.inner
-            for j in range(start, start + t.inner):
-                count = rows + 1 if j < t.tail else rows
+            stop = start + t.inner
+            for j in range(start, stop):
                 delta = t.first[j] - first[0]
-                second[0] += count * (delta * delta)
+                second[0] += column_count(t, j) * (delta * delta)
 
 
 cdef inline bint rescue_channel(
@@ -588,7 +667,7 @@ cdef inline void finish_channels(Channels* t, Block b) noexcept nogil:
     cdef double first[FEW]
     cdef double second[FEW]
     cdef Py_ssize_t channel = b.first_channel, n, i
-    if t.ranges > 1:
+    if t.grid.ranges > 1:
         combine_ranges(t, b.first_column, b.last_column)
     while channel < b.last_channel:
         n = min(b.last_channel - channel, <Py_ssize_t> FEW)
@@ -601,7 +680,7 @@ cdef inline void finish_channels(Channels* t, Block b) noexcept nogil:
 cdef inline void map_typed(
     Channels* t, const real* x, const real* dy, const real* source, real* y, Block b
 ) noexcept nogil:
-    if t.planes:
+    if t.s >= MIN_RUN:
         map_planes(t, x, dy, source, y, b)
     else:
         map_columns(t, x, dy, source, y, b)
@@ -621,40 +700,43 @@ cdef inline void map_tile(Channels* t, Block b) noexcept nogil:
 cdef inline void whole_block(void* task, Py_ssize_t tile) noexcept nogil:
     cdef Channels* t = <Channels*> task
     cdef Py_ssize_t r
-    prepare_channels(t, block_at(t, 0, tile))
-    for r in range(t.ranges):
-        reduce_tile(t, block_at(t, r, tile))
-    finish_channels(t, block_at(t, 0, tile))
-    for r in range(t.ranges - 1, -1, -1):
-        map_tile(t, block_at(t, r, tile))
+    prepare_channels(t, block_at(t, &t.grid, 0, tile))
+    for r in range(t.grid.ranges):
+        reduce_tile(t, block_at(t, &t.grid, r, tile))
+    finish_channels(t, block_at(t, &t.grid, 0, tile))
+    for r in range(t.grid.ranges - 1, -1, -1):
+        map_tile(t, block_at(t, &t.grid, r, tile))
 
 
 cdef inline void prepare_block(void* task, Py_ssize_t tile) noexcept nogil:
-    prepare_channels(<Channels*> task, block_at(<Channels*> task, 0, tile))
+    cdef Channels* t = <Channels*> task
+    prepare_channels(t, block_at(t, &t.grid, 0, tile))
 
 
 cdef inline void reduce_block(void* task, Py_ssize_t index) noexcept nogil:
     cdef Channels* t = <Channels*> task
-    reduce_tile(t, block_at(t, index // t.tiles, index % t.tiles))
+    reduce_tile(t, block_at(t, &t.grid, index // t.grid.tiles, index % t.grid.tiles))
 
 
 cdef inline void finish_block(void* task, Py_ssize_t tile) noexcept nogil:
-    finish_channels(<Channels*> task, block_at(<Channels*> task, 0, tile))
+    cdef Channels* t = <Channels*> task
+    finish_channels(t, block_at(t, &t.grid, 0, tile))
 
 
 cdef inline void map_block(void* task, Py_ssize_t index) noexcept nogil:
     cdef Channels* t = <Channels*> task
-    if t.reduction != NO_REDUCTION:  # the last blocks may still be in cache
-        index = t.ranges * t.tiles - 1 - index
-    map_tile(t, block_at(t, index // t.tiles, index % t.tiles))
+    cdef Grid* grid = &t.map_grid
+    map_tile(t, block_at(t, grid, index // grid.tiles, index % grid.tiles))
 
 
 cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
     """All phases over all channels. False where there was no memory, and then nothing is done."""
-    cdef Py_ssize_t blocks = t.ranges * t.tiles
-    cdef Py_ssize_t partials = t.ranges * t.width * sizeof(double)
+    cdef Py_ssize_t partials = t.grid.ranges * t.width * sizeof(double)
+    cdef Py_ssize_t num_bytes = t.n * t.c * t.s * itemsize_of(t.dtype)
+    cdef int team = threads_for(num_bytes, num_threads)
     cdef char* memory
-    cdef int team = threads_for(t.n * t.c * t.s * itemsize_of(t.dtype), num_threads)
+    t.streams = streams((3 if t.dy != NULL else 2) * num_bytes)
+    t.ahead = AHEAD if streams(num_bytes // 2) else 0
     if t.reduction == NO_REDUCTION:
         partials = 0
     memory = <char*> malloc(2 * partials + COEFFICIENTS * t.width * itemsize_of(t.dtype))
@@ -664,12 +746,12 @@ cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
     t.second = <double*> (memory + partials)
     t.coefficients = memory + 2 * partials
     if t.whole_tiles:
-        parallel_for(whole_block, t, t.tiles, team)
+        parallel_for(whole_block, t, t.grid.tiles, team)
     else:
-        parallel_for(prepare_block, t, t.tiles, team)
+        parallel_for(prepare_block, t, t.grid.tiles, team)
         if t.reduction != NO_REDUCTION:
-            parallel_for(reduce_block, t, blocks, team)
-            parallel_for(finish_block, t, t.tiles, team)
-        parallel_for(map_block, t, blocks, team)
+            parallel_for(reduce_block, t, t.grid.ranges * t.grid.tiles, team)
+            parallel_for(finish_block, t, t.grid.tiles, team)
+        parallel_for(map_block, t, t.map_grid.ranges * t.map_grid.tiles, team)
     free(memory)
     return True

@@ -8,10 +8,13 @@ vectors.
 """
 
 from fastnorm._kernels.arrays cimport real
+from fastnorm._kernels.memory cimport prefetch
 
 cdef enum:
     STRIP = 1024        # columns whose accumulators live on the stack
     FLUSH = 64          # rows added in the type of x before they go into double
+    FOUR = 4
+    STEP = 32           # elements of a row between two requests for memory
 
 
 cdef inline real tree(
@@ -130,24 +133,70 @@ cdef inline void column_gradient_sums(
         i += 1
 
 
+# The maps of one row ask for x (and dy) `ahead` elements further on: they serve where there is more
+# than a cache holds. Those of four rows load the coefficients once for all of them.
+
+
 cdef inline void columns_scale_shift(
     const real* x, real* restrict y, Py_ssize_t n,
-    const real* centre, const real* scale, const real* shift,
+    const real* centre, const real* scale, const real* shift, Py_ssize_t ahead,
 ) noexcept nogil:
-    """y = (x - centre)·scale + shift, one row"""
+    """y = (x - centre)·scale + shift"""
+    cdef Py_ssize_t i = 0, j
+    while i + STEP <= n:
+        prefetch(x + i + ahead, STEP * sizeof(real))
+        for j in range(i, i + STEP):
+            y[j] = (x[j] - centre[j]) * scale[j] + shift[j]
+        i += STEP
+    for j in range(i, n):
+        y[j] = (x[j] - centre[j]) * scale[j] + shift[j]
+
+
+cdef inline void four_columns_scale_shift(
+    const real* x, Py_ssize_t stride, real* restrict y0, real* restrict y1, real* restrict y2,
+    real* restrict y3, Py_ssize_t n, const real* centre, const real* scale, const real* shift,
+) noexcept nogil:
     cdef Py_ssize_t j
     for j in range(n):
-        y[j] = (x[j] - centre[j]) * scale[j] + shift[j]
+        y0[j] = (x[j] - centre[j]) * scale[j] + shift[j]
+        y1[j] = (x[j + stride] - centre[j]) * scale[j] + shift[j]
+        y2[j] = (x[j + 2 * stride] - centre[j]) * scale[j] + shift[j]
+        y3[j] = (x[j + 3 * stride] - centre[j]) * scale[j] + shift[j]
+
+
+cdef inline real gradient(
+    real dy, real x, real centre, real slope, real shift, real scale
+) noexcept nogil:
+    return (dy + ((x - centre) * slope + shift)) * scale
 
 
 cdef inline void columns_gradient(
     const real* dy, const real* x, real* restrict dx, Py_ssize_t n,
-    const real* centre, const real* inverse, const real* slope, const real* shift,
-    const real* scale,
+    const real* centre, const real* slope, const real* shift, const real* scale,
+    Py_ssize_t ahead,
 ) noexcept nogil:
-    """dx = (dy + (x̂·slope + shift))·scale  with x̂ = (x - centre)·inverse, one row"""
+    """dx = (dy + ((x - centre)·slope + shift))·scale"""
+    cdef Py_ssize_t i = 0, j
+    while i + STEP <= n:
+        prefetch(x + i + ahead, STEP * sizeof(real))
+        prefetch(dy + i + ahead, STEP * sizeof(real))
+        for j in range(i, i + STEP):
+            dx[j] = gradient(dy[j], x[j], centre[j], slope[j], shift[j], scale[j])
+        i += STEP
+    for j in range(i, n):
+        dx[j] = gradient(dy[j], x[j], centre[j], slope[j], shift[j], scale[j])
+
+
+cdef inline void four_columns_gradient(
+    const real* dy, const real* x, Py_ssize_t stride, real* restrict dx0, real* restrict dx1,
+    real* restrict dx2, real* restrict dx3, Py_ssize_t n, const real* centre,
+    const real* slope, const real* shift, const real* scale,
+) noexcept nogil:
     cdef Py_ssize_t j
-    cdef real x_hat
+    cdef real c, k, h, s
     for j in range(n):
-        x_hat = (x[j] - centre[j]) * inverse[j]
-        dx[j] = (dy[j] + (x_hat * slope[j] + shift[j])) * scale[j]
+        c, k, h, s = centre[j], slope[j], shift[j], scale[j]
+        dx0[j] = gradient(dy[j], x[j], c, k, h, s)
+        dx1[j] = gradient(dy[j + stride], x[j + stride], c, k, h, s)
+        dx2[j] = gradient(dy[j + 2 * stride], x[j + 2 * stride], c, k, h, s)
+        dx3[j] = gradient(dy[j + 3 * stride], x[j + 3 * stride], c, k, h, s)

@@ -21,6 +21,7 @@ from fastnorm._kernels.blocks cimport ceil_div, threads_for
 from fastnorm._kernels.layer_norm_backward cimport backward_pieces, backward_whole_rows
 from fastnorm._kernels.layer_norm_forward cimport forward_block, forward_pieces
 from fastnorm._kernels.layer_norm_task cimport Task, is_cut, set_view
+from fastnorm._kernels.memory cimport streams
 from fastnorm._pool cimport parallel_for
 
 cnp.import_array()
@@ -39,12 +40,15 @@ def forward(
     int num_threads,
 ):
     cdef Task t
+    cdef Py_ssize_t num_bytes
     cdef bint has_memory = True
     set_view(&t, dtype_of(x), rows, n)
     t.eps = eps
     t.x, t.y, t.gamma, t.beta = data_of(x), data_of(y), data_of(gamma), data_of(beta)
     t.mean, t.rstd = <double*> data_of(mean), <double*> data_of(rstd)
-    num_threads = threads_for(rows * n * itemsize_of(t.dtype), num_threads)
+    num_bytes = rows * n * itemsize_of(t.dtype)
+    t.streams = streams(2 * num_bytes)
+    num_threads = threads_for(num_bytes, num_threads)
     with nogil:
         if is_cut(&t):
             has_memory = forward_pieces(&t, num_threads)
@@ -68,12 +72,15 @@ def backward(
     int num_threads,
 ):
     cdef Task t
+    cdef Py_ssize_t num_bytes
     cdef bint has_memory
     set_view(&t, dtype_of(x), rows, n)
     t.x, t.dy, t.y, t.gamma = data_of(x), data_of(dy), data_of(dx), data_of(gamma)
     t.mean, t.rstd = <double*> data_of(mean), <double*> data_of(rstd)
     t.dgamma, t.dbeta = vector_of(dgamma), vector_of(dbeta)
-    num_threads = threads_for(rows * n * itemsize_of(t.dtype), num_threads)
+    num_bytes = rows * n * itemsize_of(t.dtype)
+    t.streams = streams(3 * num_bytes)
+    num_threads = threads_for(num_bytes, num_threads)
     with nogil:
         if is_cut(&t):
             has_memory = backward_pieces(&t, num_threads)

@@ -9,6 +9,7 @@ from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real, store
 from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div
 from fastnorm._kernels.layer_norm_task cimport FLUSH_ROWS, GROUP, PIECE, RowSums, Task
 from fastnorm._kernels.layer_norm_task cimport piece_length, shifted
+from fastnorm._kernels.memory cimport Writer, flush, open_writer, place, prefetch
 from fastnorm._kernels.moments cimport low_part
 from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, LANES, TAIL, clear, fold
 from fastnorm._pool cimport parallel_for
@@ -16,7 +17,7 @@ from fastnorm._pool cimport parallel_for
 
 cdef inline RowSums row_sums(
     const real* dy, const real* x, const real* gamma, Py_ssize_t n,
-    real centre, real rstd, real shift,
+    real centre, real rstd, real shift, Py_ssize_t ahead,
 ) noexcept nogil:
     """Σh and Σ(h·x̂) over a chunk, with h = dy·gamma and x̂ = (x - centre)·rstd + shift"""
     cdef real h_lanes[ALL_LANES]
@@ -27,6 +28,7 @@ cdef inline RowSums row_sums(
     clear(h_lanes)
     clear(hx_lanes)
     while i + LANES <= n:
+        prefetch(dy + i + ahead, LANES * sizeof(real))  # and for x in `gradients`
         for j in range(LANES):
             h = dy[i + j] if gamma == NULL else dy[i + j] * gamma[i + j]
             h_lanes[j] += h
@@ -48,7 +50,7 @@ cdef inline RowSums row_sums(
 
 
 cdef inline RowSums piece_sums(
-    Task* t, const real* x, const real* dy, Py_ssize_t index, Py_ssize_t piece
+    Task* t, const real* x, const real* dy, Py_ssize_t index, Py_ssize_t piece, Py_ssize_t ahead
 ) noexcept nogil:
     """The same over a piece of a row, chunk by chunk in double."""
     cdef real high = <real> t.mean[index]
@@ -61,7 +63,7 @@ cdef inline RowSums piece_sums(
         offset = index * t.n + start
         chunk = row_sums(
             dy + offset, x + offset, shifted(<const real*> t.gamma, start),
-            min(stop - start, <Py_ssize_t> CHUNK), high, rstd, shift,
+            min(stop - start, <Py_ssize_t> CHUNK), high, rstd, shift, ahead,
         )
         total.h += chunk.h
         total.hx += chunk.hx
@@ -69,27 +71,12 @@ cdef inline RowSums piece_sums(
     return total
 
 
-cdef inline void gradients(
-    Task* t, const real* x, const real* dy, real* dx, real* dgamma, real* dbeta,
-    Py_ssize_t index, Py_ssize_t start, Py_ssize_t n, RowSums sums,
-) noexcept nogil:
-    """dx = rstd·(h - Σh/N - x̂·Σ(h·x̂)/N);  dgamma += dy·x̂;  dbeta += dy
-    over n elements of a row from `start` on."""
-    cdef Py_ssize_t offset = index * t.n + start
-    cdef real high = <real> t.mean[index]
-    cdef real rstd = <real> t.rstd[index]
-    cdef real shift = <real> (-low_part(t.mean[index], high) * t.rstd[index])
-    row_gradients(
-        dy + offset, x + offset, shifted(<const real*> t.gamma, start), dx + offset, dgamma, dbeta,
-        n, high, rstd, shift, <real> (sums.h / t.n), <real> (sums.hx / t.n),
-    )
-
-
 cdef inline void row_gradients(
     const real* dy, const real* x, const real* gamma, real* restrict dx,
     real* restrict dgamma, real* restrict dbeta, Py_ssize_t n,
     real centre, real rstd, real shift, real mean_h, real mean_hx,
 ) noexcept nogil:
+    """dx = rstd·(h - Σh/N - x̂·Σ(h·x̂)/N);  dgamma += dy·x̂;  dbeta += dy"""
     cdef Py_ssize_t i
     cdef real h, x_hat
     for i in range(n):
@@ -100,7 +87,33 @@ cdef inline void row_gradients(
         dx[i] = ((h - mean_h) - x_hat * mean_hx) * rstd
 
 
-cdef inline void flush(double* restrict partial, real* restrict sums, Py_ssize_t n) noexcept nogil:
+cdef inline void gradients(
+    Task* t, const real* x, const real* dy, real* dx, real* dgamma, real* dbeta,
+    Py_ssize_t index, Py_ssize_t start, Py_ssize_t n, RowSums sums, Writer* writer,
+    Py_ssize_t ahead,
+) noexcept nogil:
+    """The same for n elements of a row from `start` on."""
+    cdef Py_ssize_t offset = index * t.n + start, i = 0, length
+    cdef real* target
+    cdef real high = <real> t.mean[index]
+    cdef real rstd = <real> t.rstd[index]
+    cdef real shift = <real> (-low_part(t.mean[index], high) * t.rstd[index])
+    cdef real mean_h = <real> (sums.h / t.n), mean_hx = <real> (sums.hx / t.n)
+    while i < n:
+        length = n - i
+        target = place(writer, dx + offset + i, &length)
+        if ahead:
+            prefetch(x + offset + i + ahead, length * sizeof(real))
+        row_gradients(
+            dy + offset + i, x + offset + i, shifted(<const real*> t.gamma, start + i), target,
+            dgamma + i, dbeta + i, length, high, rstd, shift, mean_h, mean_hx,
+        )
+        i += length
+
+
+cdef inline void flush_sums(
+    double* restrict partial, real* restrict sums, Py_ssize_t n
+) noexcept nogil:
     """partial += sums;  sums = 0"""
     cdef Py_ssize_t i
     for i in range(n):
@@ -113,23 +126,27 @@ cdef inline void backward_rows(
     Py_ssize_t first, Py_ssize_t last,
 ) noexcept nogil:
     cdef RowSums totals[GROUP]
-    cdef Py_ssize_t index = first, k, piece, count, unflushed = 0
+    cdef Py_ssize_t index = first, k, piece, count, ahead, unflushed = 0
     cdef RowSums part
+    cdef Writer writer
+    open_writer(&writer, t.streams)
     while index < last:
         count = min(max(t.group // 2, <Py_ssize_t> 1), last - index)  # of x and of dy
+        ahead = count * t.n if t.streams and index + 2 * count <= t.rows else 0
         for k in range(count):
             totals[k].h, totals[k].hx = 0, 0
             for piece in range(t.pieces):
-                part = piece_sums(t, x, dy, index + k, piece)
+                part = piece_sums(t, x, dy, index + k, piece, ahead)
                 totals[k].h += part.h
                 totals[k].hx += part.hx
         for k in range(count):
-            gradients(t, x, dy, dx, sums, sums + t.n, index + k, 0, t.n, totals[k])
+            gradients(t, x, dy, dx, sums, sums + t.n, index + k, 0, t.n, totals[k], &writer, ahead)
         index += count
         unflushed += count
         if unflushed >= FLUSH_ROWS or index == last:
-            flush(partial, sums, 2 * t.n)
+            flush_sums(partial, sums, 2 * t.n)
             unflushed = 0
+    flush(&writer)
 
 
 cdef inline void backward_block(void* task, Py_ssize_t block) noexcept nogil:
@@ -183,10 +200,11 @@ cdef inline void sums_block(void* task, Py_ssize_t block) noexcept nogil:
     """The row sums of one piece."""
     cdef Task* t = <Task*> task
     cdef Py_ssize_t index = block // t.pieces, piece = block % t.pieces
+    cdef RowSums* sums = &t.row_sums[block]
     if t.dtype == FLOAT32:
-        t.row_sums[block] = piece_sums(t, <const float*> t.x, <const float*> t.dy, index, piece)
+        sums[0] = piece_sums(t, <const float*> t.x, <const float*> t.dy, index, piece, 0)
     else:
-        t.row_sums[block] = piece_sums(t, <const double*> t.x, <const double*> t.dy, index, piece)
+        sums[0] = piece_sums(t, <const double*> t.x, <const double*> t.dy, index, piece, 0)
 
 
 cdef inline void column_gradients(
@@ -198,14 +216,19 @@ cdef inline void column_gradients(
     cdef real dbeta[CHUNK]
     cdef double totals[2 * CHUNK]
     cdef Py_ssize_t i, index, n = min(t.n - start, <Py_ssize_t> CHUNK)
+    cdef Writer writer
     for i in range(n):
         dgamma[i], dbeta[i] = 0, 0
         totals[i], totals[n + i] = 0, 0
+    open_writer(&writer, t.streams)
     for index in range(t.rows):
-        gradients(t, x, dy, dx, dgamma, dbeta, index, start, n, t.row_sums[index * t.pieces])
+        gradients(
+            t, x, dy, dx, dgamma, dbeta, index, start, n, t.row_sums[index * t.pieces], &writer, 0
+        )
         if (index + 1) % FLUSH_ROWS == 0 or index + 1 == t.rows:
-            flush(totals, dgamma, n)
-            flush(totals + n, dbeta, n)
+            flush_sums(totals, dgamma, n)
+            flush_sums(totals + n, dbeta, n)
+    flush(&writer)
     store(t.dgamma, start, n, totals)
     store(t.dbeta, start, n, totals + n)
 

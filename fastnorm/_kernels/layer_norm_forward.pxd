@@ -3,8 +3,9 @@
 from libc.stdlib cimport free, malloc
 
 from fastnorm._kernels.arrays cimport FLOAT32, real
-from fastnorm._kernels.layer_norm_task cimport GROUP, PIECE, RowStatistics, Task, piece_length
-from fastnorm._kernels.layer_norm_task cimport shifted
+from fastnorm._kernels.layer_norm_task cimport GROUP, PIECE, RowStatistics, Task, elements_after
+from fastnorm._kernels.layer_norm_task cimport piece_length, shifted
+from fastnorm._kernels.memory cimport Writer, flush, open_writer, place
 from fastnorm._kernels.moments cimport Moments, chunk_centre, is_usable, low_part, merge
 from fastnorm._kernels.moments cimport merge_chunk, no_moments, reciprocal_std, rescue, row_moments
 from fastnorm._kernels.rows cimport CHUNK, row_affine
@@ -28,34 +29,49 @@ cdef inline void keep_statistics(Task* t, Py_ssize_t index, RowStatistics row) n
 
 
 cdef inline void normalize(
-    const real* x, real* y, const real* gamma, const real* beta, Py_ssize_t n, RowStatistics row
+    const real* x, real* y, const real* gamma, const real* beta, Py_ssize_t n, RowStatistics row,
+    Writer* writer,
 ) noexcept nogil:
     """A row or a piece of it. The mean is high + low; the low part goes into the shift."""
     cdef real high = <real> row.mean
     cdef real shift = <real> (-low_part(row.mean, high) * row.rstd)
-    row_affine(x, y, n, high, <real> row.rstd, shift, gamma, beta)
+    cdef Py_ssize_t i = 0, length
+    cdef real* target
+    while i < n:
+        length = n - i
+        target = place(writer, y + i, &length)
+        row_affine(
+            x + i, target, length, high, <real> row.rstd, shift,
+            shifted(gamma, i), shifted(beta, i),
+        )
+        i += length
 
 
 cdef inline void group_moments(
-    Task* t, const real* x, Py_ssize_t count, Moments* moments
+    Task* t, const real* x, Py_ssize_t count, Py_ssize_t available, Moments* moments
 ) noexcept nogil:
     """Of `count` adjacent rows. One pass over all of them, then the other: each row's passes wait
-    for one another, those of different rows do not."""
+    for one another, those of different rows do not. `available`: elements from x on."""
     cdef real centres[GROUP]
-    cdef Py_ssize_t k, piece
+    cdef Py_ssize_t k, piece, offset
     for k in range(count):
         moments[k] = no_moments()
     if t.n <= CHUNK:
         for k in range(count):
             centres[k] = chunk_centre(x + k * t.n, t.n)
         for k in range(count):
-            merge_chunk(&moments[k], x + k * t.n, t.n, centres[k])
+            offset = k * t.n
+            merge_chunk(
+                &moments[k], x + offset, t.n, centres[k],
+                count * t.n if offset + (count + 1) * t.n <= available else 0,
+            )
     else:
         for k in range(count):
             for piece in range(t.pieces):
+                offset = k * t.n + piece * PIECE
                 merge(
                     &moments[k],
-                    row_moments(x + k * t.n + piece * PIECE, piece_length(t, piece)),
+                    row_moments(x + offset, piece_length(t, piece), available - offset),
                 )
 
 
@@ -65,19 +81,22 @@ cdef inline void forward_rows(
     cdef Moments moments[GROUP]
     cdef RowStatistics rows[GROUP]
     cdef Py_ssize_t index = first, k, offset, count
+    cdef Writer writer
+    open_writer(&writer, t.streams)
     while index < last:
         count = min(t.group, last - index)
         offset = index * t.n
-        group_moments(t, x + offset, count, moments)
+        group_moments(t, x + offset, count, elements_after(t, index), moments)
         for k in range(count):
             rows[k] = finish_statistics(t, x + offset + k * t.n, moments[k])
             keep_statistics(t, index + k, rows[k])
         for k in range(count):
             normalize(
                 x + offset + k * t.n, y + offset + k * t.n,
-                <const real*> t.gamma, <const real*> t.beta, t.n, rows[k],
+                <const real*> t.gamma, <const real*> t.beta, t.n, rows[k], &writer,
             )
         index += count
+    flush(&writer)
 
 
 cdef inline void forward_block(void* task, Py_ssize_t block) noexcept nogil:
@@ -93,22 +112,26 @@ cdef inline void forward_block(void* task, Py_ssize_t block) noexcept nogil:
 cdef inline void moments_block(void* task, Py_ssize_t block) noexcept nogil:
     """The moments of one piece."""
     cdef Task* t = <Task*> task
-    cdef Py_ssize_t piece = block % t.pieces
+    cdef Py_ssize_t piece = block % t.pieces, length = piece_length(t, piece)
     cdef Py_ssize_t offset = block // t.pieces * t.n + piece * PIECE
     if t.dtype == FLOAT32:
-        t.moments[block] = row_moments(<const float*> t.x + offset, piece_length(t, piece))
+        t.moments[block] = row_moments(<const float*> t.x + offset, length, length)
     else:
-        t.moments[block] = row_moments(<const double*> t.x + offset, piece_length(t, piece))
+        t.moments[block] = row_moments(<const double*> t.x + offset, length, length)
 
 
 cdef inline void normalize_piece(
     Task* t, const real* x, real* y, Py_ssize_t index, Py_ssize_t piece
 ) noexcept nogil:
     cdef Py_ssize_t start = piece * PIECE, offset = index * t.n + start
+    cdef Writer writer
+    open_writer(&writer, t.streams)
     normalize(
         x + offset, y + offset, shifted(<const real*> t.gamma, start),
         shifted(<const real*> t.beta, start), piece_length(t, piece), t.statistics[index],
+        &writer,
     )
+    flush(&writer)
 
 
 cdef inline void normalize_block(void* task, Py_ssize_t block) noexcept nogil:

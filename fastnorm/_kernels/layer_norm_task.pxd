@@ -28,6 +28,7 @@ cdef struct Task:
     Py_ssize_t rows_per_block
     Py_ssize_t group            # rows that go through the passes together
     Py_ssize_t pieces           # of a row
+    bint streams                # see memory.pxd
     const void* x               # (M, N)
     const void* dy              # (M, N)
     void* y                     # (M, N), y or dx
@@ -51,6 +52,11 @@ cdef inline void set_view(Task* t, Dtype dtype, Py_ssize_t rows, Py_ssize_t n) n
     t.pieces = ceil_div(n, PIECE)
     t.rows_per_block = rows_per_block(rows, n * itemsize_of(dtype))
     t.group = max(min(GROUP_BYTES // (n * itemsize_of(dtype)), <Py_ssize_t> GROUP), <Py_ssize_t> 1)
+
+
+cdef inline Py_ssize_t elements_after(Task* t, Py_ssize_t index) noexcept nogil:
+    """From the row `index` on."""
+    return (t.rows - index) * t.n
 
 
 cdef inline bint is_cut(Task* t) noexcept nogil:

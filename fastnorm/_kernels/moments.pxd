@@ -54,23 +54,31 @@ cdef inline real chunk_centre(const real* x, Py_ssize_t n) noexcept nogil:
     return <real> (row_sum(x, n) / n)
 
 
-cdef inline void merge_chunk(Moments* a, const real* x, Py_ssize_t n, real centre) noexcept nogil:
+cdef inline void merge_chunk(
+    Moments* a, const real* x, Py_ssize_t n, real centre, Py_ssize_t ahead
+) noexcept nogil:
     """The second pass. Σ(x - centre) is what the rounding of the centre left over of the mean."""
     cdef real lanes[ALL_LANES]
     cdef real squares[ALL_LANES]
     clear(lanes)
     clear(squares)
-    add_centred_sums(x, n, centre, lanes, squares)
+    add_centred_sums(x, n, centre, lanes, squares, ahead)
     merge_centred(a, n, centre, fold(lanes), fold(squares))
 
 
-cdef inline Moments row_moments(const real* x, Py_ssize_t n) noexcept nogil:
-    """Moments of a piece of a row, chunk by chunk."""
+cdef inline Moments row_moments(
+    const real* x, Py_ssize_t n, Py_ssize_t available
+) noexcept nogil:
+    """Moments of a piece of a row, chunk by chunk. After it come elements that are wanted next:
+    `available` says how many there are from x on."""
     cdef Moments m = no_moments()
     cdef Py_ssize_t i = 0, length
     while i < n:
         length = min(n - i, <Py_ssize_t> CHUNK)
-        merge_chunk(&m, x + i, length, chunk_centre(x + i, length))
+        merge_chunk(
+            &m, x + i, length, chunk_centre(x + i, length),
+            length if i + 2 * length <= available else 0,
+        )
         i += length
     return m
 

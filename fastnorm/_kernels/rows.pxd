@@ -9,6 +9,11 @@ and float32 loses nothing; chunks are combined in double (moments.pxd).
 """
 
 from fastnorm._kernels.arrays cimport real
+from fastnorm._kernels.memory cimport prefetch
+
+cdef extern from "lanes.h" nogil:
+    double fold_float "fastnorm_fold_float"(const float* lanes)
+    double fold_double "fastnorm_fold_double"(const double* lanes)
 
 cdef enum:
     LANES = 32
@@ -18,14 +23,12 @@ cdef enum:
     CHUNK = 4096
 
 
-cdef inline double fold(real* restrict lanes) noexcept nogil:
-    """Sum of the lanes, which are overwritten."""
-    cdef Py_ssize_t j, half = LANES // 2
-    while half >= 4:
-        for j in range(half):
-            lanes[j] += lanes[half + j]
-        half //= 2
-    return ((<double> lanes[0] + lanes[2]) + (<double> lanes[1] + lanes[3])) + lanes[LANES]
+cdef inline double fold(const real* lanes) noexcept nogil:
+    """Sum of the lanes."""
+    if real is float:
+        return fold_float(lanes) + lanes[LANES]
+    else:
+        return fold_double(lanes) + lanes[LANES]
 
 
 cdef inline void clear(real* restrict lanes) noexcept nogil:
@@ -44,6 +47,9 @@ cdef inline void add_lanes(real* restrict lanes, const real* restrict more) noex
 # The accumulating forms: lanes live on from one piece of a row, or from one plane, to the next.
 # Each adds LANES elements at a time, then TAIL, then one, so that a lane is always part of a whole
 # vector: one that is written alone and read with others stalls the processor.
+#
+# The last sweep that only reads asks for what comes next: `ahead` is how many elements further on
+# that lies, or 0. While y is written the processor has no room for it.
 
 
 cdef inline void add_sum(const real* x, Py_ssize_t n, real* restrict lanes) noexcept nogil:
@@ -63,11 +69,13 @@ cdef inline void add_sum(const real* x, Py_ssize_t n, real* restrict lanes) noex
 
 
 cdef inline void add_centred(
-    const real* x, Py_ssize_t n, real centre, real* restrict lanes, real* restrict squares
+    const real* x, Py_ssize_t n, real centre, real* restrict lanes, real* restrict squares,
+    Py_ssize_t ahead,
 ) noexcept nogil:
     cdef Py_ssize_t i = 0, j
     cdef real d
     while i + LANES <= n:
+        prefetch(x + i + ahead, LANES * sizeof(real))
         for j in range(LANES):
             d = x[i + j] - centre
             lanes[j] += d
@@ -87,7 +95,8 @@ cdef inline void add_centred(
 
 
 cdef inline void add_centred_sums(
-    const real* x, Py_ssize_t n, real centre, real* restrict lanes, real* restrict squares
+    const real* x, Py_ssize_t n, real centre, real* restrict lanes, real* restrict squares,
+    Py_ssize_t ahead,
 ) noexcept nogil:
     """lanes += x - centre;  squares += (x - centre)²
 
@@ -101,16 +110,19 @@ cdef inline void add_centred_sums(
     while i < n:
         clear(a)
         clear(b)
-        add_centred(x + i, min(n - i, <Py_ssize_t> SHORT), centre, a, b)
+        add_centred(x + i, min(n - i, <Py_ssize_t> SHORT), centre, a, b, ahead)
         add_lanes(lanes, a)
         add_lanes(squares, b)
         i += SHORT
 
 
-cdef inline void add_squares(const real* x, Py_ssize_t n, real* restrict lanes) noexcept nogil:
+cdef inline void add_squares(
+    const real* x, Py_ssize_t n, real* restrict lanes, Py_ssize_t ahead
+) noexcept nogil:
     """lanes += x²"""
     cdef Py_ssize_t i = 0, j
     while i + LANES <= n:
+        prefetch(x + i + ahead, LANES * sizeof(real))
         for j in range(LANES):
             lanes[j] += x[i + j] * x[i + j]
         i += LANES
@@ -125,11 +137,13 @@ cdef inline void add_squares(const real* x, Py_ssize_t n, real* restrict lanes) 
 
 cdef inline void add_gradient_sums(
     const real* dy, const real* x, Py_ssize_t n, real centre, real inverse,
-    real* restrict lanes, real* restrict products,
+    real* restrict lanes, real* restrict products, Py_ssize_t ahead,
 ) noexcept nogil:
     """lanes += dy;  products += dy·x̂  with x̂ = (x - centre)·inverse"""
     cdef Py_ssize_t i = 0, j
     while i + LANES <= n:
+        prefetch(x + i + ahead, LANES * sizeof(real))
+        prefetch(dy + i + ahead, LANES * sizeof(real))
         for j in range(LANES):
             lanes[j] += dy[i + j]
             products[j] += dy[i + j] * ((x[i + j] - centre) * inverse)
@@ -185,9 +199,9 @@ cdef inline void row_affine(
 
 cdef inline void row_gradient(
     const real* dy, const real* x, real* restrict dx, Py_ssize_t n,
-    real centre, real inverse, real slope, real shift, real scale,
+    real centre, real slope, real shift, real scale,
 ) noexcept nogil:
-    """dx = (dy + (x̂·slope + shift))·scale  with x̂ = (x - centre)·inverse"""
+    """dx = (dy + ((x - centre)·slope + shift))·scale"""
     cdef Py_ssize_t i
     for i in range(n):
-        dx[i] = (dy[i] + ((x[i] - centre) * inverse * slope + shift)) * scale
+        dx[i] = (dy[i] + ((x[i] - centre) * slope + shift)) * scale

@@ -81,8 +81,9 @@ cdef void finish_backward(
     load(task.norm, channel, n, 1, norm)
     load(task.g, channel, n, 1, scale)
     for i in range(n):
-        scale[i] = scale[i] * inverse_or_zero(norm[i])
-        dg[i] = -dg[i]
+        norm[i] = inverse_or_zero(norm[i])
+        scale[i] = scale[i] * norm[i]
+        dg[i] = -dg[i] * norm[i]
     set_coefficients(t, SCALE, channel, n, scale)
     set_coefficients(t, SLOPE, channel, n, dg)
     set_all(t, SHIFT, channel, n, 0)

@@ -1,0 +1,1 @@
+cdef Py_ssize_t last_cache_bytes() noexcept nogil

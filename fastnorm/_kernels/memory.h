@@ -1,0 +1,65 @@
+/* How bytes travel: asked for ahead of their use, and written past the cache where they would not stay in it. */
+#ifndef FASTNORM_MEMORY_H
+#define FASTNORM_MEMORY_H
+
+#include <stddef.h>
+#include <string.h>
+
+#if defined(__SSE2__) || defined(_M_X64)
+#include <immintrin.h>
+#define FASTNORM_CAN_STREAM 1
+#else
+#define FASTNORM_CAN_STREAM 0
+#endif
+
+#define FASTNORM_LINE 64 /* bytes in a cache line */
+
+static inline void fastnorm_prefetch(const void *memory, ptrdiff_t num_bytes)
+{
+#if defined(__GNUC__) || defined(__clang__)
+    const char *p = (const char *)memory;
+    ptrdiff_t i;
+    for (i = 0; i < num_bytes; i += FASTNORM_LINE) __builtin_prefetch(p + i);
+#else
+    (void)memory, (void)num_bytes;
+#endif
+}
+
+#if FASTNORM_CAN_STREAM
+static inline void fastnorm_stream_line(char *to, const char *from)
+{
+    int i;
+#if defined(__AVX512F__) && 0
+    for (i = 0; i < FASTNORM_LINE; i += 64)
+        _mm512_stream_si512((__m512i *)(to + i), _mm512_load_si512(from + i));
+#elif defined(__AVX__)
+    for (i = 0; i < FASTNORM_LINE; i += 32)
+        _mm256_stream_si256((__m256i *)(to + i), _mm256_load_si256((const __m256i *)(from + i)));
+#else
+    for (i = 0; i < FASTNORM_LINE; i += 16)
+        _mm_stream_si128((__m128i *)(to + i), _mm_load_si128((const __m128i *)(from + i)));
+#endif
+}
+#endif
+
+/* Where a piece of a result is computed that is then streamed: it stays in L1. */
+typedef struct {
+    _Alignas(FASTNORM_LINE) char bytes[512];
+} fastnorm_sink;
+
+/* A copy to the begin of a cache line, whose whole lines go to memory without being read first. The pool issues the
+   fence. */
+static inline void fastnorm_stream(void *to, const fastnorm_sink *sink, ptrdiff_t num_bytes)
+{
+    char *y = (char *)to;
+    const char *x = sink->bytes;
+#if FASTNORM_CAN_STREAM
+    for (; num_bytes >= FASTNORM_LINE; num_bytes -= FASTNORM_LINE) {
+        fastnorm_stream_line(y, x);
+        y += FASTNORM_LINE, x += FASTNORM_LINE;
+    }
+#endif
+    if (num_bytes) memcpy(y, x, num_bytes);
+}
+
+#endif
