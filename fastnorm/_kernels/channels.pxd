@@ -25,7 +25,7 @@ from fastnorm._kernels.columns cimport FLUSH, STRIP, column_centred_sums, column
 from fastnorm._kernels.columns cimport column_squares, column_sums, columns_gradient
 from fastnorm._kernels.columns cimport FOUR, columns_scale_shift, four_columns_gradient
 from fastnorm._kernels.columns cimport four_columns_scale_shift
-from fastnorm._kernels.memory cimport Writer, flush, open_writer, place, streams
+from fastnorm._kernels.memory cimport Writer, flush, open_writer, place, prefetch, streams
 from fastnorm._kernels.moments cimport Moments, merge_centred, no_moments, rescue
 from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, add_centred_sums, add_gradient_sums
 from fastnorm._kernels.rows cimport add_squares, clear, fold
@@ -44,7 +44,7 @@ cdef enum:
     PIECE = 1024                # elements of a plane: how far ahead memory is asked for
     RANGE_ROWS = 256            # keeps a range's partial results small beside its rows
     RANGE_ELEMENTS = 32768      # of a channel in a range of planes, at least
-    AHEAD = 1024                # elements: how far a map over columns asks for memory in advance
+    AHEAD = 1024                # elements: how far a map that is a phase of its own asks for memory
     FEW = 256                   # channels that are prepared or finished at a time
 
 cdef enum Reduction:
@@ -104,7 +104,7 @@ cdef struct Channels:
     Grid map_grid
     bint whole_tiles            # a block takes all ranges of its tile
     bint streams                # see memory.pxd
-    Py_ssize_t ahead            # AHEAD, or 0 where the elements are in cache
+    Py_ssize_t ahead            # elements: how far the map asks for memory in advance
 
     double* first               # (ranges, width)
     double* second              # (ranges, width)
@@ -135,6 +135,7 @@ cdef inline void plan_columns(Channels* t, Py_ssize_t itemsize) noexcept nogil:
     t.grid.ranges, t.grid.units_per_range = 1, t.units
     if t.whole_tiles:
         tile = max(min(tile, TILE_BYTES // itemsize), TILE_BYTES // 2 // itemsize)
+        tile = min(tile, max(ceil_div(width, 2), TILE_BYTES // 4 // itemsize))
         t.grid.channels_per_tile = min(t.c, ceil_div(tile, t.s))
         return
     t.grid.units_per_range = max(<Py_ssize_t> RANGE_ROWS, ceil_div(t.units, MAX_PARTIALS))
@@ -370,10 +371,10 @@ cdef inline void map_run(
         length = end - offset
         target = place(writer, y + offset, &length)
         if t.map == SCALE_SHIFT:
-            row_scale_shift(source + offset, target, length, centre, scale, shift)
+            row_scale_shift(source + offset, target, length, centre, scale, shift, t.ahead)
         else:
             row_gradient(
-                dy + offset, x + offset, target, length, centre, slope, shift, scale
+                dy + offset, x + offset, target, length, centre, slope, shift, scale, t.ahead
             )
         offset += length
 
@@ -388,6 +389,8 @@ cdef inline void map_planes(
         start = max(b.first_unit - sample * t.pieces, <Py_ssize_t> 0) * PIECE
         stop = min((b.last_unit - sample * t.pieces) * PIECE, t.s)
         for i in range(b.first_channel, b.last_channel):
+            if not t.streams and t.whole_tiles and (sample + 1) * t.pieces < b.last_unit:
+                prefetch(y + ((sample + 1) * t.c + i) * t.s + start, (stop - start) * sizeof(real))
             map_run(
                 t, x, dy, source, y, (sample * t.c + i) * t.s + start, stop - start, i, &writer
             )
@@ -736,7 +739,13 @@ cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
     cdef int team = threads_for(num_bytes, num_threads)
     cdef char* memory
     t.streams = streams((3 if t.dy != NULL else 2) * num_bytes)
-    t.ahead = AHEAD if streams(num_bytes // 2) else 0
+    if t.reduction == NO_REDUCTION and team > 1:
+        t.streams = streams(num_bytes)  # until then, the cache takes more than memory does
+    t.ahead = 0
+    if t.streams and not t.whole_tiles:
+        t.ahead = AHEAD
+    elif t.streams and t.planes and t.n == 1:
+        t.ahead = t.grid.channels_per_tile * t.s  # the next tile
     if t.reduction == NO_REDUCTION:
         partials = 0
     memory = <char*> malloc(2 * partials + COEFFICIENTS * t.width * itemsize_of(t.dtype))

@@ -144,7 +144,8 @@ cdef inline void columns_scale_shift(
     """y = (x - centre)·scale + shift"""
     cdef Py_ssize_t i = 0, j
     while i + STEP <= n:
-        prefetch(x + i + ahead, STEP * sizeof(real))
+        if ahead:
+            prefetch(x + i + ahead, STEP * sizeof(real))
         for j in range(i, i + STEP):
             y[j] = (x[j] - centre[j]) * scale[j] + shift[j]
         i += STEP
@@ -178,8 +179,9 @@ cdef inline void columns_gradient(
     """dx = (dy + ((x - centre)·slope + shift))·scale"""
     cdef Py_ssize_t i = 0, j
     while i + STEP <= n:
-        prefetch(x + i + ahead, STEP * sizeof(real))
-        prefetch(dy + i + ahead, STEP * sizeof(real))
+        if ahead:
+            prefetch(x + i + ahead, STEP * sizeof(real))
+            prefetch(dy + i + ahead, STEP * sizeof(real))
         for j in range(i, i + STEP):
             dx[j] = gradient(dy[j], x[j], centre[j], slope[j], shift[j], scale[j])
         i += STEP

@@ -47,8 +47,8 @@ def forward(
     t.x, t.y, t.gamma, t.beta = data_of(x), data_of(y), data_of(gamma), data_of(beta)
     t.mean, t.rstd = <double*> data_of(mean), <double*> data_of(rstd)
     num_bytes = rows * n * itemsize_of(t.dtype)
-    t.streams = streams(2 * num_bytes)
     num_threads = threads_for(num_bytes, num_threads)
+    t.streams = streams(2 * num_bytes)
     with nogil:
         if is_cut(&t):
             has_memory = forward_pieces(&t, num_threads)
@@ -79,8 +79,8 @@ def backward(
     t.mean, t.rstd = <double*> data_of(mean), <double*> data_of(rstd)
     t.dgamma, t.dbeta = vector_of(dgamma), vector_of(dbeta)
     num_bytes = rows * n * itemsize_of(t.dtype)
-    t.streams = streams(3 * num_bytes)
     num_threads = threads_for(num_bytes, num_threads)
+    t.streams = streams(3 * num_bytes)
     with nogil:
         if is_cut(&t):
             has_memory = backward_pieces(&t, num_threads)

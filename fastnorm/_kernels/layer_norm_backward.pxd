@@ -28,7 +28,8 @@ cdef inline RowSums row_sums(
     clear(h_lanes)
     clear(hx_lanes)
     while i + LANES <= n:
-        prefetch(dy + i + ahead, LANES * sizeof(real))  # and for x in `gradients`
+        if ahead:
+            prefetch(dy + i + ahead, LANES * sizeof(real))  # and for x in `gradients`
         for j in range(LANES):
             h = dy[i + j] if gamma == NULL else dy[i + j] * gamma[i + j]
             h_lanes[j] += h

@@ -44,9 +44,10 @@ cdef inline void add_lanes(real* restrict lanes, const real* restrict more) noex
     lanes[LANES] += more[LANES]
 
 
-# The accumulating forms: lanes live on from one piece of a row, or from one plane, to the next.
-# Each adds LANES elements at a time, then TAIL, then one, so that a lane is always part of a whole
-# vector: one that is written alone and read with others stalls the processor.
+# The accumulating forms: lanes live on from one piece of a row, or from one plane, to the next, but
+# are kept in lanes of the piece's own meanwhile, which stay in registers. Each adds LANES elements at
+# a time, then TAIL, then one, so that a lane is always part of a whole vector: one that is written
+# alone and read with others stalls the processor.
 #
 # The last sweep that only reads asks for what comes next: `ahead` is how many elements further on
 # that lies, or 0. While y is written the processor has no room for it.
@@ -75,7 +76,8 @@ cdef inline void add_centred(
     cdef Py_ssize_t i = 0, j
     cdef real d
     while i + LANES <= n:
-        prefetch(x + i + ahead, LANES * sizeof(real))
+        if ahead:
+            prefetch(x + i + ahead, LANES * sizeof(real))
         for j in range(LANES):
             d = x[i + j] - centre
             lanes[j] += d
@@ -120,19 +122,23 @@ cdef inline void add_squares(
     const real* x, Py_ssize_t n, real* restrict lanes, Py_ssize_t ahead
 ) noexcept nogil:
     """lanes += x²"""
+    cdef real a[ALL_LANES]
     cdef Py_ssize_t i = 0, j
+    clear(a)
     while i + LANES <= n:
-        prefetch(x + i + ahead, LANES * sizeof(real))
+        if ahead:
+            prefetch(x + i + ahead, LANES * sizeof(real))
         for j in range(LANES):
-            lanes[j] += x[i + j] * x[i + j]
+            a[j] += x[i + j] * x[i + j]
         i += LANES
     while i + TAIL <= n:
         for j in range(TAIL):
-            lanes[j] += x[i + j] * x[i + j]
+            a[j] += x[i + j] * x[i + j]
         i += TAIL
     while i < n:
-        lanes[LANES] += x[i] * x[i]
+        a[LANES] += x[i] * x[i]
         i += 1
+    add_lanes(lanes, a)
 
 
 cdef inline void add_gradient_sums(
@@ -140,23 +146,30 @@ cdef inline void add_gradient_sums(
     real* restrict lanes, real* restrict products, Py_ssize_t ahead,
 ) noexcept nogil:
     """lanes += dy;  products += dy·x̂  with x̂ = (x - centre)·inverse"""
+    cdef real a[ALL_LANES]
+    cdef real b[ALL_LANES]
     cdef Py_ssize_t i = 0, j
+    clear(a)
+    clear(b)
     while i + LANES <= n:
-        prefetch(x + i + ahead, LANES * sizeof(real))
-        prefetch(dy + i + ahead, LANES * sizeof(real))
+        if ahead:
+            prefetch(x + i + ahead, LANES * sizeof(real))
+            prefetch(dy + i + ahead, LANES * sizeof(real))
         for j in range(LANES):
-            lanes[j] += dy[i + j]
-            products[j] += dy[i + j] * ((x[i + j] - centre) * inverse)
+            a[j] += dy[i + j]
+            b[j] += dy[i + j] * ((x[i + j] - centre) * inverse)
         i += LANES
     while i + TAIL <= n:
         for j in range(TAIL):
-            lanes[j] += dy[i + j]
-            products[j] += dy[i + j] * ((x[i + j] - centre) * inverse)
+            a[j] += dy[i + j]
+            b[j] += dy[i + j] * ((x[i + j] - centre) * inverse)
         i += TAIL
     while i < n:
-        lanes[LANES] += dy[i]
-        products[LANES] += dy[i] * ((x[i] - centre) * inverse)
+        a[LANES] += dy[i]
+        b[LANES] += dy[i] * ((x[i] - centre) * inverse)
         i += 1
+    add_lanes(lanes, a)
+    add_lanes(products, b)
 
 
 cdef inline double row_sum(const real* x, Py_ssize_t n) noexcept nogil:
@@ -170,10 +183,13 @@ cdef inline double row_sum(const real* x, Py_ssize_t n) noexcept nogil:
 
 
 cdef inline void row_scale_shift(
-    const real* x, real* restrict y, Py_ssize_t n, real centre, real scale, real shift
+    const real* x, real* restrict y, Py_ssize_t n, real centre, real scale, real shift,
+    Py_ssize_t ahead,
 ) noexcept nogil:
     """y = (x - centre)·scale + shift"""
     cdef Py_ssize_t i
+    if ahead:
+        prefetch(x + ahead, n * sizeof(real))
     for i in range(n):
         y[i] = (x[i] - centre) * scale + shift
 
@@ -185,7 +201,7 @@ cdef inline void row_affine(
     """y = ((x - centre)·scale + shift)·gamma + beta, where gamma, beta or both may be NULL."""
     cdef Py_ssize_t i
     if gamma == NULL and beta == NULL:
-        row_scale_shift(x, y, n, centre, scale, shift)
+        row_scale_shift(x, y, n, centre, scale, shift, 0)
     elif beta == NULL:
         for i in range(n):
             y[i] = ((x[i] - centre) * scale + shift) * gamma[i]
@@ -199,9 +215,12 @@ cdef inline void row_affine(
 
 cdef inline void row_gradient(
     const real* dy, const real* x, real* restrict dx, Py_ssize_t n,
-    real centre, real slope, real shift, real scale,
+    real centre, real slope, real shift, real scale, Py_ssize_t ahead,
 ) noexcept nogil:
     """dx = (dy + ((x - centre)·slope + shift))·scale"""
     cdef Py_ssize_t i
+    if ahead:
+        prefetch(x + ahead, n * sizeof(real))
+        prefetch(dy + ahead, n * sizeof(real))
     for i in range(n):
         dx[i] = (dy[i] + ((x[i] - centre) * slope + shift)) * scale
