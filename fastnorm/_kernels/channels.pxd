@@ -431,6 +431,7 @@ cdef inline void reduce_strip(
     cdef real centre[STRIP]
     cdef const real* coefficients = <const real*> t.coefficients + column
     cdef Py_ssize_t row = 0, more, j
+    cdef Py_ssize_t ahead = 8 * t.width if t.ahead and n == t.width else 0
     for j in range(n):
         first[j] = 0
         second[j] = 0
@@ -448,12 +449,14 @@ cdef inline void reduce_strip(
         if t.reduction == GRADIENT_SUMS:
             column_gradient_sums(
                 dy + row * t.width, x + row * t.width, t.width, more, n,
-                coefficients, coefficients + INVERSE * t.width, sums, others,
+                coefficients, coefficients + INVERSE * t.width, sums, others, ahead,
             )
         elif t.reduction == SQUARES:
-            column_squares(x + row * t.width, t.width, more, n, others)
+            column_squares(x + row * t.width, t.width, more, n, others, ahead)
         else:
-            column_centred_sums(x + row * t.width, t.width, more, n, centre, sums, others)
+            column_centred_sums(
+                x + row * t.width, t.width, more, n, centre, sums, others, ahead
+            )
         if t.reduction == MOMENTS:
             merge_columns(first, second, n, row, more, centre, sums, others)
             for j in range(n):

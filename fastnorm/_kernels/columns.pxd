@@ -44,25 +44,47 @@ cdef inline void column_sums(
         i += 1
 
 
+cdef inline void prefetch_rows(
+    const real* x, Py_ssize_t stride, Py_ssize_t rows
+) noexcept nogil:
+    """STEP columns of each."""
+    cdef Py_ssize_t i
+    for i in range(rows):
+        prefetch(x + i * stride, STEP * sizeof(real))
+
+
+cdef inline void eight_squares(
+    const real* r, Py_ssize_t stride, Py_ssize_t n, real* restrict squares
+) noexcept nogil:
+    cdef Py_ssize_t j
+    cdef real a, b, c, d, e, f, g, h
+    for j in range(n):
+        a = r[j]
+        b = r[j + stride]
+        c = r[j + 2 * stride]
+        d = r[j + 3 * stride]
+        e = r[j + 4 * stride]
+        f = r[j + 5 * stride]
+        g = r[j + 6 * stride]
+        h = r[j + 7 * stride]
+        squares[j] += tree(a * a, b * b, c * c, d * d, e * e, f * f, g * g, h * h)
+
+
 cdef inline void column_squares(
-    const real* x, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t n, real* restrict squares
+    const real* x, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t n, real* restrict squares,
+    Py_ssize_t ahead,
 ) noexcept nogil:
     """squares += Σ_rows x²"""
     cdef Py_ssize_t i = 0, j
     cdef const real* r
-    cdef real a, b, c, d, e, f, g, h
     while i + 8 <= rows:
         r = x + i * stride
-        for j in range(n):
-            a = r[j]
-            b = r[j + stride]
-            c = r[j + 2 * stride]
-            d = r[j + 3 * stride]
-            e = r[j + 4 * stride]
-            f = r[j + 5 * stride]
-            g = r[j + 6 * stride]
-            h = r[j + 7 * stride]
-            squares[j] += tree(a * a, b * b, c * c, d * d, e * e, f * f, g * g, h * h)
+        j = 0
+        while ahead and j + STEP <= n:
+            prefetch_rows(r + j + ahead, stride, 8)
+            eight_squares(r + j, stride, STEP, squares + j)
+            j += STEP
+        eight_squares(r + j, stride, n - j, squares + j)
         i += 8
     while i < rows:
         r = x + i * stride
@@ -71,27 +93,41 @@ cdef inline void column_squares(
         i += 1
 
 
+cdef inline void eight_centred(
+    const real* r, Py_ssize_t stride, Py_ssize_t n, const real* centre,
+    real* restrict sums, real* restrict squares,
+) noexcept nogil:
+    cdef Py_ssize_t j
+    cdef real a, b, c, d, e, f, g, h
+    for j in range(n):
+        a = r[j] - centre[j]
+        b = r[j + stride] - centre[j]
+        c = r[j + 2 * stride] - centre[j]
+        d = r[j + 3 * stride] - centre[j]
+        e = r[j + 4 * stride] - centre[j]
+        f = r[j + 5 * stride] - centre[j]
+        g = r[j + 6 * stride] - centre[j]
+        h = r[j + 7 * stride] - centre[j]
+        sums[j] += tree(a, b, c, d, e, f, g, h)
+        squares[j] += tree(a * a, b * b, c * c, d * d, e * e, f * f, g * g, h * h)
+
+
 cdef inline void column_centred_sums(
     const real* x, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t n, const real* centre,
-    real* restrict sums, real* restrict squares,
+    real* restrict sums, real* restrict squares, Py_ssize_t ahead,
 ) noexcept nogil:
     """sums += Σ_rows (x - centre);  squares += Σ_rows (x - centre)²"""
     cdef Py_ssize_t i = 0, j
-    cdef real a, b, c, d, e, f, g, h
+    cdef real a
     cdef const real* r
     while i + 8 <= rows:
         r = x + i * stride
-        for j in range(n):
-            a = r[j] - centre[j]
-            b = r[j + stride] - centre[j]
-            c = r[j + 2 * stride] - centre[j]
-            d = r[j + 3 * stride] - centre[j]
-            e = r[j + 4 * stride] - centre[j]
-            f = r[j + 5 * stride] - centre[j]
-            g = r[j + 6 * stride] - centre[j]
-            h = r[j + 7 * stride] - centre[j]
-            sums[j] += tree(a, b, c, d, e, f, g, h)
-            squares[j] += tree(a * a, b * b, c * c, d * d, e * e, f * f, g * g, h * h)
+        j = 0
+        while ahead and j + STEP <= n:
+            prefetch_rows(r + j + ahead, stride, 8)
+            eight_centred(r + j, stride, STEP, centre + j, sums + j, squares + j)
+            j += STEP
+        eight_centred(r + j, stride, n - j, centre + j, sums + j, squares + j)
         i += 8
     while i < rows:
         r = x + i * stride
@@ -102,27 +138,46 @@ cdef inline void column_centred_sums(
         i += 1
 
 
+cdef inline void four_gradients(
+    const real* b, const real* a, Py_ssize_t stride, Py_ssize_t n,
+    const real* centre, const real* inverse, real* restrict sums, real* restrict products,
+) noexcept nogil:
+    cdef Py_ssize_t j
+    cdef real p, q, r, s
+    for j in range(n):
+        p = (a[j] - centre[j]) * inverse[j]
+        q = (a[j + stride] - centre[j]) * inverse[j]
+        r = (a[j + 2 * stride] - centre[j]) * inverse[j]
+        s = (a[j + 3 * stride] - centre[j]) * inverse[j]
+        sums[j] += (b[j] + b[j + stride]) + (b[j + 2 * stride] + b[j + 3 * stride])
+        products[j] += (b[j] * p + b[j + stride] * q) + (
+            b[j + 2 * stride] * r + b[j + 3 * stride] * s
+        )
+
+
 cdef inline void column_gradient_sums(
     const real* dy, const real* x, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t n,
     const real* centre, const real* inverse, real* restrict sums, real* restrict products,
+    Py_ssize_t ahead,
 ) noexcept nogil:
     """sums += Σ_rows dy;  products += Σ_rows dy·x̂  with x̂ = (x - centre)·inverse"""
     cdef Py_ssize_t i = 0, j
-    cdef real p, q, r, s
     cdef const real* a
     cdef const real* b
     while i + 4 <= rows:
         a = x + i * stride
         b = dy + i * stride
-        for j in range(n):
-            p = (a[j] - centre[j]) * inverse[j]
-            q = (a[j + stride] - centre[j]) * inverse[j]
-            r = (a[j + 2 * stride] - centre[j]) * inverse[j]
-            s = (a[j + 3 * stride] - centre[j]) * inverse[j]
-            sums[j] += (b[j] + b[j + stride]) + (b[j + 2 * stride] + b[j + 3 * stride])
-            products[j] += (b[j] * p + b[j + stride] * q) + (
-                b[j + 2 * stride] * r + b[j + 3 * stride] * s
+        j = 0
+        while ahead and j + STEP <= n:
+            prefetch_rows(a + j + ahead, stride, 4)
+            prefetch_rows(b + j + ahead, stride, 4)
+            four_gradients(
+                b + j, a + j, stride, STEP, centre + j, inverse + j, sums + j, products + j
             )
+            j += STEP
+        four_gradients(
+            b + j, a + j, stride, n - j, centre + j, inverse + j, sums + j, products + j
+        )
         i += 4
     while i < rows:
         a = x + i * stride

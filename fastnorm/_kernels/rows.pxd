@@ -45,9 +45,9 @@ cdef inline void add_lanes(real* restrict lanes, const real* restrict more) noex
 
 
 # The accumulating forms: lanes live on from one piece of a row, or from one plane, to the next, but
-# are kept in lanes of the piece's own meanwhile, which stay in registers. Each adds LANES elements at
-# a time, then TAIL, then one, so that a lane is always part of a whole vector: one that is written
-# alone and read with others stalls the processor.
+# are kept in lanes of the piece's own meanwhile, which stay in registers. Each adds LANES elements
+# at a time, then TAIL, then one, so that a lane is always part of a whole vector: one that is
+# written alone and read with others stalls the processor.
 #
 # The last sweep that only reads asks for what comes next: `ahead` is how many elements further on
 # that lies, or 0. While y is written the processor has no room for it.
