@@ -17,6 +17,9 @@ def _load():
     return _dispatch.load("affine"), _blas
 
 
+_THIN = 16  # columns of x or of dy: BLAS is slow with so few, see the kernel's last part
+
+
 class AffineCache(NamedTuple):
     """What `affine_backward` needs: references, no copies."""
 
@@ -43,6 +46,25 @@ def _matmul(function, a, b, bias, out):
             *left, *right, bias, out, m, n, k,
             get_num_threads() if blas.can_be_single_threaded() else 1,
         )
+
+
+def _weight_gradient(function, x, dy, weight):
+    """x.T @ dy for 2-D x and dy, in weight's memory order."""
+    transposed = weight.flags.f_contiguous and not weight.flags.c_contiguous
+    filled = _arrays.empty(weight.shape[::-1] if transposed else weight.shape, x.dtype)
+    dweight = filled.T if transposed else filled
+    thin, wide, product = (dy, x, dweight.T) if dy.shape[1] < x.shape[1] else (x, dy, dweight)
+    if 0 < thin.shape[1] <= _THIN:
+        kernel, _ = _load()
+        kernel.thin_matmul(
+            _arrays.contiguous(thin), _arrays.contiguous(wide), product,
+            len(x), thin.shape[1], wide.shape[1], get_num_threads(),
+        )
+    elif transposed:
+        _matmul(function, dy.T, x, None, filled)
+    else:
+        _matmul(function, x.T, dy, None, filled)
+    return dweight
 
 
 def _checked(function, x, weight, bias):
@@ -201,14 +223,7 @@ def affine_backward(dy, cache, *, out=None):
     _matmul(function, dy2, _arrays.cast(weight, x.dtype).T, None, _arrays.matrix(filled))
     _arrays.deliver(filled, dx)
 
-    if weight.flags.f_contiguous and not weight.flags.c_contiguous:
-        dweight = _arrays.empty(weight.shape[::-1], x.dtype)
-        _matmul(function, dy2.T, x2, None, dweight)
-        dweight = dweight.T
-    else:
-        dweight = _arrays.empty(weight.shape, x.dtype)
-        _matmul(function, x2.T, dy2, None, dweight)
-    dweight = _arrays.cast(dweight, weight.dtype)
+    dweight = _arrays.cast(_weight_gradient(function, x2, dy2, weight), weight.dtype)
 
     dbias = _arrays.gradient(bias)
     if bias is not None and dy2.size:

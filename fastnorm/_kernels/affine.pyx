@@ -5,7 +5,8 @@
 
 All three products are C = A·B (+ bias), cut into tiles of C that the pool's threads claim; each is
 one call of a single-threaded gemm (or gemv) over the whole depth, so bits do not depend on the
-threads. BLAS's own threads would fight with the pool's: the caller has them off (_blas.py).
+threads. BLAS's own threads would fight with the pool's: the caller has them off (_blas.py). A thin
+dweight is not left to BLAS: see the end.
 
 BLAS is column-major: what is row-major here is its transpose there, and C = A·B is Cᵀ = Bᵀ·Aᵀ.
 """
@@ -16,7 +17,7 @@ from scipy.linalg.cython_blas cimport dgemm, dgemv, sgemm, sgemv
 from fastnorm._kernels.arrays cimport FLOAT32, Dtype, Vector, data_of, dtype_of, itemsize_of
 from fastnorm._kernels.arrays cimport real, store, vector_of
 from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div, threads_for
-from fastnorm._kernels.columns cimport FLUSH, STRIP, column_sums
+from fastnorm._kernels.columns cimport FLUSH, STRIP, column_sums, column_weighted_sums
 from fastnorm._pool cimport parallel_for
 
 cnp.import_array()
@@ -26,7 +27,10 @@ cdef enum:
     MIN_TILE = 128              # rows, or columns: below, packing takes more than a tenth
     MAX_TILE_ROWS = 1024        # above, what is packed of few columns falls out of cache
     TILE_WORK = 8000000         # floating-point operations of a tile, some 100 µs
+    SMALL_WORK = 2000000        # of a product: from here on, two tiles are worth a second packing
     TILE_BYTES = 262144         # or bytes of all three matrices, where these take longer
+    THIN = 16                   # rows of a thin product, at most
+    THIN_COLUMNS = 256
 
 
 cdef struct Matrix:
@@ -155,6 +159,8 @@ cdef inline void cut_tiles(Product* t) noexcept nogil:
     cdef double num_bytes = 1.0 * (t.m * t.k + t.k * t.n + t.m * t.n) * itemsize_of(t.dtype)
     cdef double wanted = min(max(work / TILE_WORK, num_bytes / TILE_BYTES), <double> MAX_PARTIALS)
     t.tile_m, t.tile_n = t.m, t.n
+    if wanted < 2 and work >= SMALL_WORK:
+        t.tile_m = max(half(t.m), <Py_ssize_t> MIN_TILE // 2)
     while t.tile_m > MAX_TILE_ROWS:
         t.tile_m = half(t.tile_m)
     while ceil_div(t.m, t.tile_m) * ceil_div(t.n, t.tile_n) < wanted:
@@ -239,3 +245,75 @@ def sum_rows(
     num_threads = threads_for(rows * n * itemsize_of(t.dtype), num_threads)
     with nogil:
         parallel_for(sum_block, &t, ceil_div(n, <Py_ssize_t> STRIP), num_threads)
+
+
+# dweight where one of its sides is thin: gemm would pack all of the other operand for a few columns
+# of output. Here every row of the wide operand is read once, and added to each thin one's sums.
+
+
+cdef struct ThinProduct:
+    Dtype dtype
+    Py_ssize_t rows, thin, wide
+    const void* a               # (rows, thin)
+    const void* b               # (rows, wide)
+    void* c                     # (thin, wide), any strides
+    Py_ssize_t thin_step, wide_step
+    Py_ssize_t columns          # of a block
+
+
+cdef inline void thin_strip(
+    ThinProduct* t, const real* a, const real* b, real* c, Py_ssize_t start
+) noexcept nogil:
+    cdef real sums[THIN * THIN_COLUMNS]
+    cdef double totals[THIN * THIN_COLUMNS]
+    cdef Py_ssize_t n = min(t.columns, t.wide - start), row = 0, more, i, j
+    for j in range(t.thin * n):
+        totals[j] = 0
+    while row < t.rows:
+        more = min(t.rows - row, <Py_ssize_t> FLUSH)
+        for j in range(t.thin * n):
+            sums[j] = 0
+        # Eight rows at a time, so that they stay in L1 for all of the sums.
+        for i in range(0, more, 8):
+            for j in range(t.thin):
+                column_weighted_sums(
+                    b + (row + i) * t.wide + start, t.wide, min(more - i, <Py_ssize_t> 8), n,
+                    a + (row + i) * t.thin + j, t.thin, sums + j * n,
+                )
+        for j in range(t.thin * n):
+            totals[j] += sums[j]
+        row += more
+    for j in range(t.thin):
+        for i in range(n):
+            c[j * t.thin_step + (start + i) * t.wide_step] = <real> totals[j * n + i]
+
+
+cdef void thin_block(void* task, Py_ssize_t block) noexcept nogil:
+    cdef ThinProduct* t = <ThinProduct*> task
+    cdef Py_ssize_t start = block * t.columns
+    if t.dtype == FLOAT32:
+        thin_strip(t, <const float*> t.a, <const float*> t.b, <float*> t.c, start)
+    else:
+        thin_strip(t, <const double*> t.a, <const double*> t.b, <double*> t.c, start)
+
+
+def thin_matmul(
+    cnp.ndarray a,              # IN (rows, thin)
+    cnp.ndarray b,              # IN (rows, wide)
+    cnp.ndarray c,              # OUT (thin, wide), any strides
+    Py_ssize_t rows,
+    Py_ssize_t thin,            # at most THIN
+    Py_ssize_t wide,
+    int num_threads,
+):
+    """C = Aᵀ·B for a thin A."""
+    cdef ThinProduct t
+    t.dtype = dtype_of(c)
+    t.rows, t.thin, t.wide = rows, thin, wide
+    t.a, t.b, t.c = data_of(a), data_of(b), data_of(c)
+    t.thin_step = cnp.PyArray_STRIDE(c, 0) // itemsize_of(t.dtype)
+    t.wide_step = cnp.PyArray_STRIDE(c, 1) // itemsize_of(t.dtype)
+    t.columns = min(ceil_div(ceil_div(wide, 4), TILE_STEP) * TILE_STEP, <Py_ssize_t> THIN_COLUMNS)
+    num_threads = threads_for(rows * wide * itemsize_of(t.dtype), num_threads)
+    with nogil:
+        parallel_for(thin_block, &t, ceil_div(wide, t.columns), num_threads)

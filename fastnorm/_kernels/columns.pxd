@@ -188,6 +188,39 @@ cdef inline void column_gradient_sums(
         i += 1
 
 
+cdef inline void column_weighted_sums(
+    const real* x, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t n,
+    const real* weights, Py_ssize_t weights_stride, real* restrict sums,
+) noexcept nogil:
+    """sums += Σ_rows weight·x, one weight a row"""
+    cdef Py_ssize_t i = 0, j
+    cdef const real* r
+    cdef real a, b, c, d, e, f, g, h
+    while i + 8 <= rows:
+        r = x + i * stride
+        a = weights[i * weights_stride]
+        b = weights[(i + 1) * weights_stride]
+        c = weights[(i + 2) * weights_stride]
+        d = weights[(i + 3) * weights_stride]
+        e = weights[(i + 4) * weights_stride]
+        f = weights[(i + 5) * weights_stride]
+        g = weights[(i + 6) * weights_stride]
+        h = weights[(i + 7) * weights_stride]
+        for j in range(n):
+            sums[j] += tree(
+                a * r[j], b * r[j + stride], c * r[j + 2 * stride], d * r[j + 3 * stride],
+                e * r[j + 4 * stride], f * r[j + 5 * stride], g * r[j + 6 * stride],
+                h * r[j + 7 * stride],
+            )
+        i += 8
+    while i < rows:
+        r = x + i * stride
+        a = weights[i * weights_stride]
+        for j in range(n):
+            sums[j] += a * r[j]
+        i += 1
+
+
 # The maps of one row ask for x (and dy) `ahead` elements further on: they serve where there is more
 # than a cache holds. Those of four rows load the coefficients once for all of them.
 
