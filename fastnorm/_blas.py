@@ -11,6 +11,8 @@ from contextlib import nullcontext
 
 from scipy.linalg import cython_blas
 
+from . import _cpu
+
 # How the BLAS libraries that SciPy is built with call the pair of functions.
 _NAMES = (
     ("scipy_openblas_get_num_threads", "scipy_openblas_set_num_threads"),
@@ -31,6 +33,17 @@ def _find():
     return None, None, None
 
 
+def _kernels():
+    """The processor that OpenBLAS has chosen its kernels for, or None for another library."""
+    library = ctypes.PyDLL(cython_blas.__file__)
+    for name in ("scipy_openblas_get_corename", "openblas_get_corename"):
+        if hasattr(library, name):
+            function = getattr(library, name)
+            function.restype = ctypes.c_char_p
+            return function().decode()
+    return None
+
+
 _get, _set, _setter = _find()
 _lock = threading.Lock()
 _callers = 0
@@ -43,9 +56,13 @@ def can_be_single_threaded():
 
 def describe():
     """One line for show_config."""
+    kernels = _kernels()
+    chosen = f"OpenBLAS, kernels for {kernels}; " if kernels else ""
+    if kernels in ("Haswell", "Zen") and _cpu.has_avx512():
+        chosen = chosen[:-2] + " (set OPENBLAS_CORETYPE=SkylakeX to use AVX-512); "
     if _set is None:
-        return "threads not under control: affine leaves threading to BLAS"
-    return f"threads set by {_setter}"
+        return f"{chosen}threads not under control: affine leaves threading to BLAS"
+    return f"{chosen}threads set by {_setter}"
 
 
 class _SingleThreaded:

@@ -62,8 +62,11 @@ class Layer:
         self._kept = (x, cache) if training else None
         return y
 
-    def backward(self, dy):
+    def backward(self, dy, input_gradient=True):
         """Return the gradient of x, given that of the output, and put the others into ``grads``.
+
+        A network's first layer need not compute the gradient of its input: with
+        ``input_gradient=False`` the result is None, and `Affine` does a third of the work less.
 
         A RuntimeError if the last call of `forward` was inference or an error, or there was none.
         """
@@ -71,8 +74,11 @@ class Layer:
             raise RuntimeError(f"{type(self).__name__}.backward needs a forward pass for training")
         x, cache = self._kept
         dy = np.asanyarray(dy)
-        dx, *grads = self._backward(dy, cache, self._reuse("dx", x.shape, x.dtype, x, dy))
-        self._buffers["dx"] = dx
+        if input_gradient:
+            dx, *grads = self._backward(dy, cache, self._reuse("dx", x.shape, x.dtype, x, dy))
+            self._buffers["dx"] = dx
+        else:
+            dx, grads = None, self._parameter_gradients(x, dy, cache)
         self.grads.update((k, d) for k, d in zip(self.names, grads, strict=True) if d is not None)
         return dx
 
@@ -112,6 +118,9 @@ class Layer:
 
     def _backward(self, dy, cache, out):
         return self._call("_backward", dy, cache, out=out)
+
+    def _parameter_gradients(self, x, dy, cache):
+        return self._backward(dy, cache, None)[1:]
 
     def _call(self, suffix, *args, **kwargs):
         return getattr(self.functions, self.op + suffix)(*args, **kwargs)
@@ -167,6 +176,14 @@ class Affine(Layer):
     def _output_shape(self, x):
         return (*x.shape[:-1], self.params[self.names[0]].shape[1])
 
+    def _parameter_gradients(self, x, dy, cache):
+        rows, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+        weight, bias = self.params[self.names[0]], self.params.get("bias")
+        dweight = self.functions.affine(rows.T, dy).astype(weight.dtype, copy=False)
+        if bias is None:
+            return dweight, None
+        return dweight, dy.sum(axis=0, dtype=np.float64).astype(bias.dtype)
+
 
 class WeightNormAffine(Affine):
     """Affine layer with normalised weights, ``x @ (g * v / ‖v‖) + bias``; see `weight_norm`.
@@ -199,10 +216,17 @@ class WeightNormAffine(Affine):
     def _backward(self, dy, cache, out):
         norm_cache, cache = cache
         dx, dweight, dbias = self._call("_backward", dy, cache, out=out)
+        return dx, *self._norm_gradients(dweight, norm_cache), dbias
+
+    def _parameter_gradients(self, x, dy, cache):
+        dweight, dbias = super()._parameter_gradients(x, dy, cache)
+        return *self._norm_gradients(dweight, cache[0]), dbias
+
+    def _norm_gradients(self, dweight, norm_cache):
         buffer = self._reuse("dv", dweight.shape, dweight.dtype)
         dv, dg = self.functions.weight_norm_backward(dweight, norm_cache, out=buffer)
         self._buffers["dv"] = dv
-        return dx, dv, dg, dbias
+        return dv, dg
 
 
 class _Normalization(Layer):

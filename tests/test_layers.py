@@ -313,6 +313,19 @@ def test_backward_may_take_its_own_result():
     np.testing.assert_array_equal(layer.backward(layer.backward(dy)), other.backward(once))
 
 
+def test_parameter_gradients_alone(make):
+    both, alone = make(dtype=np.float64), make(dtype=np.float64)
+    x = normal(0, make.shape, np.float64)
+    dy = normal(1, both.forward(x).shape, np.float64)
+    both.backward(dy)
+    alone.forward(x)
+    assert alone.backward(dy, input_gradient=False) is None
+    assert alone.grads.keys() == both.grads.keys()
+    for key, gradient in both.grads.items():
+        assert alone.grads[key].dtype == gradient.dtype
+        np.testing.assert_allclose(alone.grads[key], gradient, rtol=1e-13, atol=1e-14)
+
+
 def test_inputs_are_left_as_they_are(make):
     layer = make()
     x = normal(0, make.shape)

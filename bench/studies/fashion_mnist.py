@@ -154,7 +154,7 @@ class Trainer:
         """One training step; return the loss before it."""
         scores = self.network.forward(x)
         loss, dscores = nn.softmax_cross_entropy(scores, labels)
-        self.network.backward(dscores)
+        self.network.backward(dscores, input_gradient=False)
         self.optimiser.step(lr)
         return loss
 

@@ -25,9 +25,9 @@ class Sequential:
             x = layer.forward(x, training)
         return x
 
-    def backward(self, dy):
+    def backward(self, dy, input_gradient=True):
         for layer in reversed(self.layers):
-            dy = layer.backward(dy)
+            dy = layer.backward(dy, input_gradient or layer is not self.layers[0])
         return dy
 
     def state_dict(self):
