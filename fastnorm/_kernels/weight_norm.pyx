@@ -15,9 +15,10 @@ from libc.math cimport sqrt
 cimport numpy as cnp
 
 from fastnorm._kernels.arrays cimport Vector, data_of, dtype_of, load, store, vector_of
-from fastnorm._kernels.channels cimport CENTRE, FEW, GRADIENT, GRADIENT_SUMS, INVERSE, SCALE
-from fastnorm._kernels.channels cimport SCALE_SHIFT, SHIFT, SLOPE, SQUARES, Channels, plan
-from fastnorm._kernels.channels cimport rescue_channel, run, set_all, set_coefficients
+from fastnorm._kernels.channels cimport run
+from fastnorm._kernels.channels_task cimport CENTRE, FEW, GRADIENT, GRADIENT_SUMS, INVERSE
+from fastnorm._kernels.channels_task cimport SCALE, SCALE_SHIFT, SHIFT, SLOPE, SQUARES, Channels
+from fastnorm._kernels.channels_task cimport plan, rescue_channel, set_all, set_coefficients
 from fastnorm._kernels.moments cimport is_usable
 
 cnp.import_array()

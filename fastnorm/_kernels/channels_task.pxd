@@ -1,0 +1,278 @@
+"""The task of the norms per channel: the view, how it is cut, and its channels' coefficients."""
+
+from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
+from fastnorm._kernels.blocks cimport BLOCK_BYTES, MAX_PARTIALS, ceil_div
+from fastnorm._kernels.columns cimport FOUR, STRIP
+from fastnorm._kernels.moments cimport rescue
+
+cdef enum:
+    MIN_PLANE = 128             # elements: shorter planes are columns
+    MIN_RUN = 16                # elements: shorter planes are mapped as columns
+    MIN_COLUMNS = 64            # narrower rows are taken several at a time
+    WIDE_COLUMNS = 512          # as wide as that where there are MANY_ROWS
+    MANY_ROWS = 4096
+    TILE_BYTES = 4096           # of a row in a tile of columns: no more, and no less than half
+    CACHED_BYTES = 524288       # of a tile that a block finds again in cache
+    MAX_TILE = 16               # channels in a tile of planes
+    PIECE = 1024                # elements of a plane: how far ahead memory is asked for
+    RANGE_ROWS = 256            # keeps a range's partial results small beside its rows
+    RANGE_ELEMENTS = 32768      # of a channel in a range of planes, at least
+    AHEAD = 1024                # elements: how far a map that is a phase of its own asks for memory
+    FEW = 256                   # channels that are prepared or finished at a time
+
+cdef enum Reduction:
+    NO_REDUCTION                # the coefficients are given
+    MOMENTS                     # mean and Σ(x - mean)²
+    SQUARES                     # 0 and Σx²
+    GRADIENT_SUMS               # Σdy and Σdy·x̂, x̂ = (x - centre)·inverse
+
+cdef enum Map:
+    SCALE_SHIFT                 # y = (source - centre)·scale + shift
+    GRADIENT                    # dx = (dy + ((x - centre)·slope + shift))·scale
+
+# The rows of `coefficients`.
+cdef enum Coefficient:
+    CENTRE
+    INVERSE
+    SCALE
+    SHIFT
+    SLOPE
+    COEFFICIENTS
+
+# What a norm does to a few channels, at most FEW, from `channel` on.
+ctypedef void (*prepare_function)(Channels* t, Py_ssize_t channel, Py_ssize_t n) noexcept nogil
+ctypedef void (*finish_function)(
+    Channels* t, Py_ssize_t channel, Py_ssize_t n, double* first, double* second
+) noexcept nogil
+
+
+# How the work is cut: ranges of units by tiles of channels.
+cdef struct Grid:
+    Py_ssize_t ranges, units_per_range
+    Py_ssize_t tiles, channels_per_tile
+
+
+cdef struct Channels:
+    Reduction reduction
+    Map map
+    prepare_function prepare    # sets the coefficients that the reduction needs, or NULL
+    finish_function finish      # takes two numbers a channel, sets the coefficients of the map
+    void* norm                  # what these two need to know
+
+    Dtype dtype
+    Py_ssize_t n, c, s          # the view
+    const void* x
+    const void* dy
+    const void* source          # of SCALE_SHIFT: x or dy
+    void* y
+
+    bint planes
+    Py_ssize_t repeats          # rows of the view in a row of columns
+    Py_ssize_t width            # columns in a row, or channels
+    Py_ssize_t inner            # columns of a channel that lie side by side
+    Py_ssize_t units            # rows of columns, or pieces of a channel's planes
+    Py_ssize_t pieces           # of a plane
+    Py_ssize_t tail             # columns of the incomplete last row, where there is one
+    Grid grid                   # of the reduction
+    Grid map_grid
+    bint whole_tiles            # a block takes all ranges of its tile
+    bint streams                # see memory.pxd
+    Py_ssize_t ahead            # elements: how far the map asks for memory in advance
+
+    double* first               # (ranges, width)
+    double* second              # (ranges, width)
+    void* coefficients          # (COEFFICIENTS, width), in x's type
+
+
+# The grid
+
+
+cdef inline void plan_columns(Channels* t, Py_ssize_t itemsize) noexcept nogil:
+    cdef Py_ssize_t width = t.c * t.s, tile
+    cdef Py_ssize_t least = WIDE_COLUMNS if t.n >= MANY_ROWS else MIN_COLUMNS
+    t.planes = False
+    t.inner, t.pieces, t.repeats = t.s, 1, 1
+    if width < least and t.s < MIN_RUN:
+        # A number of rows whose columns fill whole vectors.
+        while t.repeats * width % 16 and t.repeats < 16:
+            t.repeats *= 2
+        while t.repeats * width < least:
+            t.repeats *= 2
+        if t.repeats > t.n:
+            t.repeats = 1
+    t.width = width * t.repeats
+    t.units = t.n // t.repeats
+    t.tail = width * (t.n % t.repeats)
+    tile = CACHED_BYTES // (t.n * itemsize * (2 if t.reduction == GRADIENT_SUMS else 1))
+    t.whole_tiles = t.repeats == 1 and (t.n <= MANY_ROWS // 8 or t.c * t.s <= tile)
+    t.grid.ranges, t.grid.units_per_range = 1, t.units
+    if t.whole_tiles:
+        tile = max(min(tile, TILE_BYTES // itemsize), TILE_BYTES // 2 // itemsize)
+        tile = min(tile, max(ceil_div(width, 2), TILE_BYTES // 4 // itemsize))
+        t.grid.channels_per_tile = min(t.c, ceil_div(tile, t.s))
+        return
+    t.grid.units_per_range = max(<Py_ssize_t> RANGE_ROWS, ceil_div(t.units, MAX_PARTIALS))
+    t.grid.ranges = ceil_div(t.units, t.grid.units_per_range)
+    t.grid.channels_per_tile = t.c
+    if t.repeats == 1:
+        tile = ceil_div(t.c, max(MAX_PARTIALS // t.grid.ranges, <Py_ssize_t> 1))
+        t.grid.channels_per_tile = max(min(t.c, ceil_div(STRIP, t.s)), tile)
+    if t.tail:
+        t.grid.ranges += 1
+
+
+cdef inline void plan_planes(Channels* t, Py_ssize_t itemsize) noexcept nogil:
+    cdef Py_ssize_t plane = t.s * itemsize, channel = t.n * plane, tile
+    t.planes = True
+    t.repeats, t.inner, t.tail = 1, 1, 0
+    t.width = t.c
+    t.pieces = ceil_div(t.s, PIECE)
+    t.units = t.n * t.pieces
+    t.grid.units_per_range = max(
+        ceil_div(RANGE_ELEMENTS, min(t.s, <Py_ssize_t> PIECE)), ceil_div(t.units, MAX_PARTIALS)
+    )
+    t.grid.ranges = ceil_div(t.units, t.grid.units_per_range)
+    t.whole_tiles = t.grid.ranges == 1 or t.c >= MAX_PARTIALS // 2
+    t.grid.channels_per_tile = 1
+    if t.whole_tiles:
+        tile = max(BLOCK_BYTES // channel, BLOCK_BYTES // 8 // plane)
+        t.grid.channels_per_tile = max(min(min(tile, t.c), <Py_ssize_t> MAX_TILE), <Py_ssize_t> 1)
+
+
+cdef inline void plan_map(Channels* t, Py_ssize_t itemsize) noexcept nogil:
+    """Where the map is a phase of its own, the best blocks are whole pieces of memory."""
+    cdef Py_ssize_t plane = t.s * itemsize
+    t.map_grid.channels_per_tile = t.c
+    if t.planes:
+        t.map_grid.channels_per_tile = max(
+            min(t.c, 2 * BLOCK_BYTES // plane), <Py_ssize_t> 1
+        )
+    t.map_grid.units_per_range = t.pieces * max(
+        2 * BLOCK_BYTES // (t.repeats * t.map_grid.channels_per_tile * plane),
+        <Py_ssize_t> (1 if t.s >= MIN_RUN else FOUR)
+    )
+    if plane > CACHED_BYTES:
+        t.map_grid.units_per_range = CACHED_BYTES // itemsize // PIECE
+    t.map_grid.ranges = ceil_div(t.units, t.map_grid.units_per_range) + (1 if t.tail else 0)
+
+
+cdef inline void plan(
+    Channels* t, Reduction reduction, Dtype dtype, Py_ssize_t n, Py_ssize_t c, Py_ssize_t s
+) noexcept nogil:
+    t.reduction, t.dtype = reduction, dtype
+    t.n, t.c, t.s = n, c, s
+    if s < MIN_PLANE:
+        plan_columns(t, itemsize_of(dtype))
+    else:
+        plan_planes(t, itemsize_of(dtype))
+    plan_map(t, itemsize_of(dtype))
+    if reduction == NO_REDUCTION:
+        t.whole_tiles = False
+        t.grid = t.map_grid
+    t.grid.tiles = ceil_div(t.c, t.grid.channels_per_tile)
+    t.map_grid.tiles = ceil_div(t.c, t.map_grid.channels_per_tile)
+
+
+cdef struct Block:
+    Py_ssize_t range
+    Py_ssize_t first_unit, last_unit
+    Py_ssize_t first_channel, last_channel
+    Py_ssize_t first_column, last_column
+
+
+cdef inline Block block_at(
+    Channels* t, const Grid* grid, Py_ssize_t range_, Py_ssize_t tile
+) noexcept nogil:
+    cdef Block b
+    b.range = range_
+    b.first_channel = tile * grid.channels_per_tile
+    b.last_channel = min(b.first_channel + grid.channels_per_tile, t.c)
+    b.first_unit = b.range * grid.units_per_range
+    b.last_unit = min(b.first_unit + grid.units_per_range, t.units)
+    b.first_column = b.first_channel * t.inner
+    b.last_column = b.last_channel * t.inner
+    if t.repeats > 1:
+        b.last_column = t.width
+        if t.tail and b.range == grid.ranges - 1:
+            b.first_unit, b.last_unit, b.last_column = t.units, t.units + 1, t.tail
+    return b
+
+
+cdef inline Py_ssize_t range_count(Channels* t, Py_ssize_t index) noexcept nogil:
+    """Elements that a range adds to a channel (planes) or to a column."""
+    cdef Block b = block_at(t, &t.grid, index, 0)
+    cdef Py_ssize_t count = b.last_unit - b.first_unit
+    if not t.planes:
+        return count
+    # Of a plane's pieces the last may be shorter.
+    count *= min(t.s, <Py_ssize_t> PIECE)
+    count -= (b.last_unit // t.pieces - b.first_unit // t.pieces) * (
+        t.pieces * min(t.s, <Py_ssize_t> PIECE) - t.s
+    )
+    return count
+
+
+cdef inline Py_ssize_t range_width(Channels* t, Py_ssize_t index) noexcept nogil:
+    return t.tail if t.tail and index == t.grid.ranges - 1 else t.width
+
+
+# Coefficients
+
+
+cdef inline void set_typed(
+    Channels* t, real* row, Py_ssize_t channel, Py_ssize_t n, const double* values
+) noexcept nogil:
+    cdef Py_ssize_t repeat, i, j
+    for repeat in range(t.repeats):
+        if t.inner == 1:
+            for i in range(n):
+                row[repeat * t.c + channel + i] = <real> values[i]
+        else:
+            for i in range(n):
+                for j in range(t.inner):
+                    row[(repeat * t.c + channel + i) * t.inner + j] = <real> values[i]
+
+
+cdef inline void set_coefficients(
+    Channels* t, Coefficient row, Py_ssize_t channel, Py_ssize_t n, const double* values
+) noexcept nogil:
+    """The same for all columns of a channel."""
+    if t.dtype == FLOAT32:
+        set_typed(t, <float*> t.coefficients + row * t.width, channel, n, values)
+    else:
+        set_typed(t, <double*> t.coefficients + row * t.width, channel, n, values)
+
+
+cdef inline void set_all(
+    Channels* t, Coefficient row, Py_ssize_t channel, Py_ssize_t n, double value
+) noexcept nogil:
+    cdef double values[FEW]
+    cdef Py_ssize_t i
+    for i in range(n):
+        values[i] = value
+    set_coefficients(t, row, channel, n, values)
+
+
+cdef inline void high_parts(
+    Channels* t, Py_ssize_t n, const double* mean, double* restrict high
+) noexcept nogil:
+    """The means to the digits of x's type."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        high[i] = <double> <float> mean[i] if t.dtype == FLOAT32 else mean[i]
+
+
+# The second path
+
+
+cdef inline bint rescue_channel(
+    Channels* t, Py_ssize_t channel, bint centred, double eps,
+    double* mean, double* var, double* rstd,
+) noexcept nogil:
+    """`rescue` for the n planes of a channel."""
+    cdef Py_ssize_t offset = channel * t.s, stride = t.c * t.s
+    if t.dtype == FLOAT32:
+        return rescue(
+            <const float*> t.x + offset, t.n, stride, t.s, centred, eps, mean, var, rstd
+        )
+    return rescue(<const double*> t.x + offset, t.n, stride, t.s, centred, eps, mean, var, rstd)
