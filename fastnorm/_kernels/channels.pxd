@@ -153,7 +153,7 @@ cdef inline void finish_channels(Channels* t, Block b) noexcept nogil:
 cdef inline void map_typed(
     Channels* t, const real* x, const real* dy, const real* source, real* y, Block b
 ) noexcept nogil:
-    if t.s >= MIN_RUN:
+    if t.planes or t.s >= MIN_RUN:
         map_planes(t, x, dy, source, y, b)
     else:
         map_columns(t, x, dy, source, y, b)

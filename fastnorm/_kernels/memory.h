@@ -29,10 +29,7 @@ static inline void fastnorm_prefetch(const void *memory, ptrdiff_t num_bytes)
 static inline void fastnorm_stream_line(char *to, const char *from)
 {
     int i;
-#if defined(__AVX512F__) && 0
-    for (i = 0; i < FASTNORM_LINE; i += 64)
-        _mm512_stream_si512((__m512i *)(to + i), _mm512_load_si512(from + i));
-#elif defined(__AVX__)
+#if defined(__AVX__)
     for (i = 0; i < FASTNORM_LINE; i += 32)
         _mm256_stream_si256((__m256i *)(to + i), _mm256_load_si256((const __m256i *)(from + i)));
 #else

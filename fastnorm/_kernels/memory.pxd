@@ -22,7 +22,7 @@ cdef extern from "memory.h" nogil:
 
 cdef inline bint streams(Py_ssize_t num_bytes) noexcept nogil:
     """Whether a call that reads and writes so many bytes in all should write past the cache."""
-    return CAN_STREAM and num_bytes > last_cache_bytes() // 4 * 3
+    return CAN_STREAM and num_bytes > last_cache_bytes() // 8 * 5
 
 
 cdef struct Writer:
