@@ -1,12 +1,15 @@
 """Time over size: the normalisations from 2¹² to 2²⁵ elements, in shapes that grow as layers do.
 
-    pytest bench/test_sizes.py --benchmark-json=sizes.json && python bench/plot.py sizes.json plots
+    pytest bench/test_sizes.py --benchmark-json=sizes.json
+    python bench/plot.py sizes.json plots
 
 One thread, so that ``copies``, in units of `numpy.copyto`, mean something; fastnorm writes into
-``out=``. The JSON's ``params`` say what each row is: `bench/plot.py` draws it. Minutes in
-all; ``-k "layer and not pytorch"`` and the like take some.
+``out=``. The JSON's ``params`` say what each row is: `bench/plot.py` draws it. A minute or two;
+``-k "layer and not pytorch"`` and the like take some.
 """
 
+import ctypes
+import sys
 from functools import lru_cache
 
 import numpy as np
@@ -16,12 +19,33 @@ from libraries import LIBRARIES, bind
 import fastnorm as fn
 from fastnorm._registry import BATCH_NORM, LAYER_NORM, PASSES, WEIGHT_NORM, Case
 
-pytestmark = pytest.mark.benchmark(max_time=0.05, min_rounds=3)
+pytestmark = pytest.mark.benchmark(max_time=0.1, min_rounds=5)
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_is_kept():
+    """Let malloc keep what is freed, so that results without ``out=`` are not fresh memory.
+
+    glibc gives arrays of 32 MB and more back at once, and a new one costs page faults, several
+    times the work that is to be timed: warm must be compared with warm.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    yield
+    if mallopt:
+        mallopt(M_MMAP_MAX, 65536)
+        mallopt(M_TRIM_THRESHOLD, 2**17)
 
 
 def images(k):
-    """N, C and S of 2ᵏ elements: channels and planes grow alike."""
-    return 32, 2 ** (k // 2 - 5), 2 ** (k - k // 2)
+    """N, C, H and W of 2ᵏ elements: channels and planes grow alike."""
+    height = 2 ** ((k - k // 2) // 2)
+    return 32, 2 ** (k // 2 - 5), height, 2 ** (k - k // 2) // height
 
 
 def channels_first(k):
@@ -29,8 +53,8 @@ def channels_first(k):
 
 
 def channels_last(k):
-    n, c, s = images(k)
-    return Case(f"2^{k}", (n, s, c), {"axis": -1})
+    n, c, h, w = images(k)
+    return Case(f"2^{k}", (n, h, w, c), {"axis": -1})
 
 
 def rows(k):
