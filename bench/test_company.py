@@ -6,7 +6,8 @@ spin for a while after each product, so that a normalisation on several threads 
 1.05 at most, over what the serial one takes after a product ("with 1 thread").
 
 `test_processes`: as many calls in all, from one process and from eight. The promise is no collapse:
-eight take no longer than one does, but for the noise.
+eight take no longer than one does, but for the noise. With ``FASTNORM_NUM_THREADS=1`` there are no
+threads to blame: if eight are as slow then, the machine was not idle.
 """
 
 import subprocess
