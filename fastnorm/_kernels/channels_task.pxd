@@ -7,7 +7,6 @@ from fastnorm._kernels.moments cimport rescue
 
 cdef enum:
     MIN_PLANE = 128             # elements: shorter planes are columns
-    MIN_SINGLE = 8              # elements: a channel's only plane is not cut into columns from here on
     MIN_RUN = 16                # elements: shorter planes are mapped as columns
     MIN_COLUMNS = 64            # narrower rows are taken several at a time
     WIDE_COLUMNS = 512          # as wide as that where there are MANY_ROWS
@@ -162,7 +161,7 @@ cdef inline void plan(
 ) noexcept nogil:
     t.reduction, t.dtype = reduction, dtype
     t.n, t.c, t.s = n, c, s
-    if s < (MIN_PLANE if n > 1 else MIN_SINGLE):
+    if s < MIN_PLANE and (n > 1 or s == 1):  # a channel's only plane is a row, however short
         plan_columns(t, itemsize_of(dtype))
     else:
         plan_planes(t, itemsize_of(dtype))
