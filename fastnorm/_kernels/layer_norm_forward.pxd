@@ -135,10 +135,9 @@ cdef inline void normalize_piece(
 
 
 cdef inline void normalize_block(void* task, Py_ssize_t block) noexcept nogil:
-    """One piece; the last first, since it may still be in cache."""
+    """One piece."""
     cdef Task* t = <Task*> task
-    cdef Py_ssize_t reverse = t.rows * t.pieces - 1 - block
-    cdef Py_ssize_t index = reverse // t.pieces, piece = reverse % t.pieces
+    cdef Py_ssize_t index = block // t.pieces, piece = block % t.pieces
     if t.dtype == FLOAT32:
         normalize_piece(t, <const float*> t.x, <float*> t.y, index, piece)
     else:
