@@ -208,7 +208,7 @@ def forward(
     """Training: normalise with the statistics of the batch."""
     cdef BatchNorm norm
     plan(&norm.channels, MOMENTS, dtype_of(x), n, c, s)
-    norm.channels.map = SCALE_SHIFT
+    norm.channels.map, norm.channels.linear = SCALE_SHIFT, False
     norm.channels.prepare, norm.channels.finish = NULL, finish_forward
     norm.channels.x, norm.channels.dy, norm.channels.source = data_of(x), NULL, data_of(x)
     norm.channels.y = data_of(y)
@@ -236,7 +236,7 @@ def infer(
     """Normalise with given statistics."""
     cdef BatchNorm norm
     plan(&norm.channels, NO_REDUCTION, dtype_of(x), n, c, s)
-    norm.channels.map = SCALE_SHIFT
+    norm.channels.map, norm.channels.linear = SCALE_SHIFT, False
     norm.channels.prepare, norm.channels.finish = prepare_inference, NULL
     norm.channels.x, norm.channels.dy, norm.channels.source = data_of(x), NULL, data_of(x)
     norm.channels.y = data_of(y)
@@ -262,7 +262,7 @@ def backward(
 ):
     cdef BatchNorm norm
     plan(&norm.channels, GRADIENT_SUMS, dtype_of(x), n, c, s)
-    norm.channels.map = SCALE_SHIFT if frozen else GRADIENT
+    norm.channels.map, norm.channels.linear = SCALE_SHIFT if frozen else GRADIENT, frozen
     norm.channels.prepare = prepare_backward
     norm.channels.finish = finish_frozen_backward if frozen else finish_backward
     norm.channels.x, norm.channels.dy = data_of(x), data_of(dy)

@@ -95,7 +95,7 @@ cdef inline void map_row(
     Py_ssize_t row, Py_ssize_t column, Py_ssize_t n, Writer* writer,
 ) noexcept nogil:
     """n columns of a row."""
-    cdef const real* centre = <const real*> t.coefficients + column
+    cdef const real* coefficients = <const real*> t.coefficients + column
     cdef Py_ssize_t offset = row * t.width + column, end = offset + n, length
     cdef real* target
     while offset < end:
@@ -103,16 +103,16 @@ cdef inline void map_row(
         target = place(writer, y + offset, &length)
         if t.map == SCALE_SHIFT:
             columns_scale_shift(
-                source + offset, target, length,
-                centre, centre + SCALE * t.width, centre + SHIFT * t.width, t.ahead,
+                source + offset, target, length, NULL if t.linear else coefficients,
+                coefficients + SCALE * t.width, coefficients + SHIFT * t.width, t.ahead,
             )
         else:
             columns_gradient(
-                dy + offset, x + offset, target, length, centre,
-                centre + SLOPE * t.width, centre + SHIFT * t.width, centre + SCALE * t.width,
-                t.ahead,
+                dy + offset, x + offset, target, length, NULL if t.linear else coefficients,
+                coefficients + SLOPE * t.width, coefficients + SHIFT * t.width,
+                coefficients + SCALE * t.width, t.ahead,
             )
-        centre += length
+        coefficients += length
         offset += length
 
 
@@ -120,20 +120,22 @@ cdef inline void map_four_rows(
     Channels* t, const real* x, const real* dy, const real* source, real* y,
     Py_ssize_t row, Py_ssize_t column, Py_ssize_t n,
 ) noexcept nogil:
-    cdef const real* centre = <const real*> t.coefficients + column
+    cdef const real* coefficients = <const real*> t.coefficients + column
+    cdef const real* centre = NULL if t.linear else coefficients
     cdef Py_ssize_t offset = row * t.width + column, stride = t.width
     cdef real* target = y + offset
     if t.map == SCALE_SHIFT:
         four_columns_scale_shift(
             source + offset, stride,
             target, target + stride, target + 2 * stride, target + 3 * stride, n,
-            centre, centre + SCALE * t.width, centre + SHIFT * t.width,
+            centre, coefficients + SCALE * t.width, coefficients + SHIFT * t.width,
         )
     else:
         four_columns_gradient(
             dy + offset, x + offset, stride,
             target, target + stride, target + 2 * stride, target + 3 * stride, n,
-            centre, centre + SLOPE * t.width, centre + SHIFT * t.width, centre + SCALE * t.width,
+            centre, coefficients + SLOPE * t.width, coefficients + SHIFT * t.width,
+            coefficients + SCALE * t.width,
         )
 
 

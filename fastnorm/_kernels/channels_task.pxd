@@ -55,6 +55,7 @@ cdef struct Grid:
 cdef struct Channels:
     Reduction reduction
     Map map
+    bint linear                 # the map's centre and shift are 0
     prepare_function prepare    # sets the coefficients that the reduction needs, or NULL
     finish_function finish      # takes two numbers a channel, sets the coefficients of the map
     void* norm                  # what these two need to know

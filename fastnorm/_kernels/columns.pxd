@@ -222,7 +222,8 @@ cdef inline void column_weighted_sums(
 
 
 # The maps of one row ask for x (and dy) `ahead` elements further on: they serve where there is more
-# than a cache holds. Those of four rows load the coefficients once for all of them.
+# than a cache holds. Those of four rows load the coefficients once for all of them. centre and
+# shift may be NULL, both of them, for 0: coefficients are what costs time here.
 
 
 cdef inline void columns_scale_shift(
@@ -231,6 +232,12 @@ cdef inline void columns_scale_shift(
 ) noexcept nogil:
     """y = (x - centre)·scale + shift"""
     cdef Py_ssize_t i = 0, j
+    if centre == NULL:
+        if ahead:
+            prefetch(x + ahead, n * sizeof(real))
+        for j in range(n):
+            y[j] = x[j] * scale[j]
+        return
     while i + STEP <= n:
         if ahead:
             prefetch(x + i + ahead, STEP * sizeof(real))
@@ -246,6 +253,13 @@ cdef inline void four_columns_scale_shift(
     real* restrict y3, Py_ssize_t n, const real* centre, const real* scale, const real* shift,
 ) noexcept nogil:
     cdef Py_ssize_t j
+    if centre == NULL:
+        for j in range(n):
+            y0[j] = x[j] * scale[j]
+            y1[j] = x[j + stride] * scale[j]
+            y2[j] = x[j + 2 * stride] * scale[j]
+            y3[j] = x[j + 3 * stride] * scale[j]
+        return
     for j in range(n):
         y0[j] = (x[j] - centre[j]) * scale[j] + shift[j]
         y1[j] = (x[j + stride] - centre[j]) * scale[j] + shift[j]
@@ -266,6 +280,13 @@ cdef inline void columns_gradient(
 ) noexcept nogil:
     """dx = (dy + ((x - centre)·slope + shift))·scale"""
     cdef Py_ssize_t i = 0, j
+    if centre == NULL:
+        if ahead:
+            prefetch(x + ahead, n * sizeof(real))
+            prefetch(dy + ahead, n * sizeof(real))
+        for j in range(n):
+            dx[j] = (dy[j] + x[j] * slope[j]) * scale[j]
+        return
     while i + STEP <= n:
         if ahead:
             prefetch(x + i + ahead, STEP * sizeof(real))
@@ -284,6 +305,14 @@ cdef inline void four_columns_gradient(
 ) noexcept nogil:
     cdef Py_ssize_t j
     cdef real c, k, h, s
+    if centre == NULL:
+        for j in range(n):
+            k, s = slope[j], scale[j]
+            dx0[j] = (dy[j] + x[j] * k) * s
+            dx1[j] = (dy[j + stride] + x[j + stride] * k) * s
+            dx2[j] = (dy[j + 2 * stride] + x[j + 2 * stride] * k) * s
+            dx3[j] = (dy[j + 3 * stride] + x[j + 3 * stride] * k) * s
+        return
     for j in range(n):
         c, k, h, s = centre[j], slope[j], shift[j], scale[j]
         dx0[j] = gradient(dy[j], x[j], c, k, h, s)

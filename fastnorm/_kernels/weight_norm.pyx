@@ -112,7 +112,7 @@ def forward(
 ):
     cdef WeightNorm task
     plan(&task.channels, SQUARES, dtype_of(v), n, c, s)
-    task.channels.map = SCALE_SHIFT
+    task.channels.map, task.channels.linear = SCALE_SHIFT, True
     task.channels.prepare, task.channels.finish = NULL, finish_forward
     task.channels.x, task.channels.dy, task.channels.source = data_of(v), NULL, data_of(v)
     task.channels.y = data_of(w)
@@ -134,7 +134,7 @@ def backward(
 ):
     cdef WeightNorm task
     plan(&task.channels, GRADIENT_SUMS, dtype_of(v), n, c, s)
-    task.channels.map = GRADIENT
+    task.channels.map, task.channels.linear = GRADIENT, True
     task.channels.prepare, task.channels.finish = prepare_backward, finish_backward
     task.channels.x, task.channels.dy = data_of(v), data_of(dy)
     task.channels.source, task.channels.y = data_of(dy), data_of(dv)
