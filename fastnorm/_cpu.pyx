@@ -42,3 +42,11 @@ cdef Py_ssize_t last_cache_bytes() noexcept nogil:
 
 def last_cache():
     return _last_cache
+
+
+def assume_last_cache(num_bytes):
+    """Plan as if the last cache had this size; returns what it was. With 0, every call streams."""
+    global _last_cache
+    before = _last_cache
+    _last_cache = num_bytes
+    return before

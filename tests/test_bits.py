@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import fastnorm as fn
+from fastnorm import _cpu
 from fastnorm._registry import (
     AFFINE,
     BATCH_NORM,
@@ -90,6 +91,42 @@ def test_python_threads_at_once(operation, pass_):
         futures = [pool.submit(run_blank, operation, pass_, case, arrays) for _ in range(12)]
         for future in futures:
             assert_same(future.result(timeout=60), expected)
+
+
+# ---- streaming -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def streaming():
+    """Every call writes past the cache and asks for memory ahead, as calls that outgrow it do."""
+    before = _cpu.assume_last_cache(0)
+    yield
+    _cpu.assume_last_cache(before)
+
+
+@pytest.fixture(params=LARGE, ids=[f"{operation.name}-{case.label}" for operation, case in LARGE])
+def streamed(request, dtype, pass_):
+    """A pass, its arrays, and its results from the cache."""
+    operation, case = request.param
+    arrays = operation.draw(case, dtype)
+    return operation, pass_, case, arrays, run_blank(operation, pass_, case, arrays)
+
+
+@pytest.mark.parametrize("offset", [0, 1, 4, 13])
+def test_streaming(streamed, streaming, offset):
+    """`offset`: elements by which out is off the begin of a line of the cache, or of a vector."""
+    operation, pass_, case, arrays, expected = streamed
+    blank = operation.blank(pass_, arrays)
+    line = np.full(blank.size + 64, np.nan, blank.dtype)
+    start = -line.ctypes.data % 64 // blank.itemsize + offset
+    out = line[start : start + blank.size].reshape(blank.shape)
+    for n in (1, 3):
+        out[...] = np.nan
+        with fn.num_threads(n):
+            results = operation.run(fn, pass_, case, arrays, out=out)
+        assert_same(results, expected, f"{n} threads")
+    assert np.isnan(line[:start]).all()
+    assert np.isnan(line[start + blank.size :]).all()
 
 
 # ---- layouts -------------------------------------------------------------------------------------
@@ -222,6 +259,7 @@ USE_THREADS = """
 import os, sys, time
 import numpy as np
 import fastnorm as fn
+from fastnorm import _cpu
 
 fn.set_num_threads(4)
 x = np.random.default_rng(0).standard_normal((2048, 1024)).astype(np.float32)
