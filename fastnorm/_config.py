@@ -38,8 +38,8 @@ def show_config(mode="stdout"):
     -------
     dict or None
         With mode="dicts": ``version``, ``isa`` (in use), ``isas`` (those usable here, from the
-        slowest to the fastest), ``num_threads``, ``blas`` and the versions of what fastnorm runs
-        on.
+        slowest to the fastest), ``num_threads``, ``last_cache``, ``blas`` and the versions of what
+        fastnorm runs on.
 
     Raises
     ------

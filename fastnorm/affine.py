@@ -17,9 +17,6 @@ def _load():
     return _dispatch.load("affine"), _blas
 
 
-_THIN = 16  # columns of x or of dy: BLAS is slow with so few, see the kernel's last part
-
-
 class AffineCache(NamedTuple):
     """What `affine_backward` needs: references, no copies."""
 
@@ -54,8 +51,8 @@ def _weight_gradient(function, x, dy, weight):
     filled = _arrays.empty(weight.shape[::-1] if transposed else weight.shape, x.dtype)
     dweight = filled.T if transposed else filled
     thin, wide, product = (dy, x, dweight.T) if dy.shape[1] < x.shape[1] else (x, dy, dweight)
-    if 0 < thin.shape[1] <= _THIN:
-        kernel, _ = _load()
+    kernel, _ = _load()
+    if 0 < thin.shape[1] <= kernel.MAX_THIN:
         kernel.thin_matmul(
             _arrays.contiguous(thin), _arrays.contiguous(wide), product,
             len(x), thin.shape[1], wide.shape[1], get_num_threads(),

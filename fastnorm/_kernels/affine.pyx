@@ -29,8 +29,11 @@ cdef enum:
     TILE_WORK = 8000000         # floating-point operations of a tile, some 100 µs
     SMALL_WORK = 2000000        # of a product: from here on, two tiles are worth a second packing
     TILE_BYTES = 262144         # or bytes of all three matrices, where these take longer
-    THIN = 16                   # rows of a thin product, at most
+    THIN = 16                   # columns of a thin matrix, at most; the sums of a strip fill L1
     THIN_COLUMNS = 256
+
+
+MAX_THIN = THIN
 
 
 cdef struct Matrix:

@@ -107,6 +107,7 @@ cdef inline void map_planes(
         start = max(b.first_unit - sample * t.pieces, <Py_ssize_t> 0) * PIECE
         stop = min((b.last_unit - sample * t.pieces) * PIECE, t.s)
         for i in range(b.first_channel, b.last_channel):
+            # The next plane of y is far away, and a store reads the line that it writes to.
             if not t.streams and t.whole_tiles and (sample + 1) * t.pieces < b.last_unit:
                 prefetch(y + ((sample + 1) * t.c + i) * t.s + start, (stop - start) * sizeof(real))
             map_run(

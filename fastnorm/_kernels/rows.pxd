@@ -50,7 +50,7 @@ cdef inline void add_lanes(real* restrict lanes, const real* restrict more) noex
 # written alone and read with others stalls the processor.
 #
 # The last sweep that only reads asks for what comes next: `ahead` is how many elements further on
-# that lies, or 0. While y is written the processor has no room for it.
+# that lies, or 0.
 
 
 cdef inline void add_sum(const real* x, Py_ssize_t n, real* restrict lanes) noexcept nogil:
