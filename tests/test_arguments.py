@@ -127,7 +127,7 @@ def test_wrong_type(operation, pass_, name, wrong):
     case = operation.typical
     arrays = operation.draw(case, np.float32)
     arrays[name] = WRONG_ARRAYS[wrong](arrays[name])
-    message = f"{name} must be an array of float32 or float64, got "
+    message = f"{name} must be an array of float16, bfloat16, float32 or float64, got "
     if name in operation.state and isinstance(arrays[name], list):
         message = f"{name} must be an ndarray, got list"  # to be written to
     assert_raises(TypeError, message, operation, pass_, case, arrays)
