@@ -3,12 +3,13 @@
 from libc.string cimport memset
 
 from fastnorm._kernels.arrays cimport real
-from fastnorm._kernels.channels_task cimport GRADIENT_SUMS, INVERSE, MOMENTS, SCALE, SCALE_SHIFT
-from fastnorm._kernels.channels_task cimport SHIFT, SLOPE, SQUARES, Block, Channels
+from fastnorm._kernels.channels_task cimport GRADIENT, GRADIENT_SUMS, INVERSE, MOMENTS, SCALE
+from fastnorm._kernels.channels_task cimport SCALE_SHIFT, SHIFT, SLOPE, SQUARES, Block, Channels
 from fastnorm._kernels.columns cimport FLUSH, FOUR, STRIP, column_centred_sums
 from fastnorm._kernels.columns cimport column_gradient_sums, column_squares, column_sums
 from fastnorm._kernels.columns cimport columns_gradient, columns_scale_shift
-from fastnorm._kernels.columns cimport four_columns_gradient, four_columns_scale_shift
+from fastnorm._kernels.columns cimport columns_weighted_gradient, four_columns_gradient
+from fastnorm._kernels.columns cimport four_columns_scale_shift, four_columns_weighted_gradient
 from fastnorm._kernels.memory cimport Writer, flush, open_writer, place
 
 cdef inline void merge_columns(
@@ -106,11 +107,17 @@ cdef inline void map_row(
                 source + offset, target, length, NULL if t.linear else coefficients,
                 coefficients + SCALE * t.width, coefficients + SHIFT * t.width, t.ahead,
             )
-        else:
+        elif t.map == GRADIENT:
             columns_gradient(
                 dy + offset, x + offset, target, length, NULL if t.linear else coefficients,
                 coefficients + SLOPE * t.width, coefficients + SHIFT * t.width,
                 coefficients + SCALE * t.width, t.ahead,
+            )
+        else:
+            columns_weighted_gradient(
+                dy + offset, x + offset, target, length, coefficients + SCALE * t.width,
+                coefficients, coefficients + SLOPE * t.width, coefficients + SHIFT * t.width,
+                coefficients + INVERSE * t.width, t.ahead,
             )
         coefficients += length
         offset += length
@@ -130,12 +137,19 @@ cdef inline void map_four_rows(
             target, target + stride, target + 2 * stride, target + 3 * stride, n,
             centre, coefficients + SCALE * t.width, coefficients + SHIFT * t.width,
         )
-    else:
+    elif t.map == GRADIENT:
         four_columns_gradient(
             dy + offset, x + offset, stride,
             target, target + stride, target + 2 * stride, target + 3 * stride, n,
             centre, coefficients + SLOPE * t.width, coefficients + SHIFT * t.width,
             coefficients + SCALE * t.width,
+        )
+    else:
+        four_columns_weighted_gradient(
+            dy + offset, x + offset, stride,
+            target, target + stride, target + 2 * stride, target + 3 * stride, n,
+            coefficients + SCALE * t.width, coefficients, coefficients + SLOPE * t.width,
+            coefficients + SHIFT * t.width, coefficients + INVERSE * t.width,
         )
 
 

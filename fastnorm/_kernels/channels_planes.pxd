@@ -1,14 +1,14 @@
 """Channels that are planes: each is N runs of S elements, summed in lanes (rows.pxd)."""
 
 from fastnorm._kernels.arrays cimport real
-from fastnorm._kernels.channels_task cimport CENTRE, GRADIENT_SUMS, INVERSE, MAX_TILE, MOMENTS
-from fastnorm._kernels.channels_task cimport PIECE, SCALE, SCALE_SHIFT, SHIFT, SLOPE, SQUARES
+from fastnorm._kernels.channels_task cimport CENTRE, GRADIENT, GRADIENT_SUMS, INVERSE, MAX_TILE
+from fastnorm._kernels.channels_task cimport MOMENTS, PIECE, SCALE, SCALE_SHIFT, SHIFT, SLOPE, SQUARES
 from fastnorm._kernels.channels_task cimport Block, Channels
 from fastnorm._kernels.memory cimport Writer, flush, open_writer, place, prefetch
 from fastnorm._kernels.moments cimport Moments, merge_centred, no_moments
 from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, add_centred_sums, add_gradient_sums
 from fastnorm._kernels.rows cimport add_squares, clear, fold, row_gradient, row_scale_shift
-from fastnorm._kernels.rows cimport row_sum
+from fastnorm._kernels.rows cimport row_sum, row_weighted_gradient
 
 cdef inline Py_ssize_t piece_length(Channels* t, Py_ssize_t unit) noexcept nogil:
     return min(<Py_ssize_t> PIECE, t.s - unit % t.pieces * PIECE)
@@ -90,9 +90,14 @@ cdef inline void map_run(
         target = place(writer, y + offset, &length)
         if t.map == SCALE_SHIFT:
             row_scale_shift(source + offset, target, length, centre, scale, shift, t.ahead)
-        else:
+        elif t.map == GRADIENT:
             row_gradient(
                 dy + offset, x + offset, target, length, centre, slope, shift, scale, t.ahead
+            )
+        else:
+            row_weighted_gradient(
+                dy + offset, x + offset, target, length, scale, centre, slope, shift,
+                coefficients[INVERSE * t.width], t.ahead,
             )
         offset += length
 

@@ -319,3 +319,44 @@ cdef inline void four_columns_gradient(
         dx1[j] = gradient(dy[j + stride], x[j + stride], c, k, h, s)
         dx2[j] = gradient(dy[j + 2 * stride], x[j + 2 * stride], c, k, h, s)
         dx3[j] = gradient(dy[j + 3 * stride], x[j + 3 * stride], c, k, h, s)
+
+
+cdef inline real weighted_gradient(
+    real dy, real x, real weight, real centre, real slope, real shift, real scale
+) noexcept nogil:
+    return (dy * weight + ((x - centre) * slope + shift)) * scale
+
+
+cdef inline void columns_weighted_gradient(
+    const real* dy, const real* x, real* restrict dx, Py_ssize_t n, const real* weight,
+    const real* centre, const real* slope, const real* shift, const real* scale,
+    Py_ssize_t ahead,
+) noexcept nogil:
+    """dx = (dy·weight + ((x - centre)·slope + shift))·scale"""
+    cdef Py_ssize_t i = 0, j
+    while i + STEP <= n:
+        if ahead:
+            prefetch(x + i + ahead, STEP * sizeof(real))
+            prefetch(dy + i + ahead, STEP * sizeof(real))
+        for j in range(i, i + STEP):
+            dx[j] = weighted_gradient(
+                dy[j], x[j], weight[j], centre[j], slope[j], shift[j], scale[j]
+            )
+        i += STEP
+    for j in range(i, n):
+        dx[j] = weighted_gradient(dy[j], x[j], weight[j], centre[j], slope[j], shift[j], scale[j])
+
+
+cdef inline void four_columns_weighted_gradient(
+    const real* dy, const real* x, Py_ssize_t stride, real* restrict dx0, real* restrict dx1,
+    real* restrict dx2, real* restrict dx3, Py_ssize_t n, const real* weight, const real* centre,
+    const real* slope, const real* shift, const real* scale,
+) noexcept nogil:
+    cdef Py_ssize_t j
+    cdef real w, c, k, h, s
+    for j in range(n):
+        w, c, k, h, s = weight[j], centre[j], slope[j], shift[j], scale[j]
+        dx0[j] = weighted_gradient(dy[j], x[j], w, c, k, h, s)
+        dx1[j] = weighted_gradient(dy[j + stride], x[j + stride], w, c, k, h, s)
+        dx2[j] = weighted_gradient(dy[j + 2 * stride], x[j + 2 * stride], w, c, k, h, s)
+        dx3[j] = weighted_gradient(dy[j + 3 * stride], x[j + 3 * stride], w, c, k, h, s)

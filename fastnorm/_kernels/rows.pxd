@@ -224,3 +224,16 @@ cdef inline void row_gradient(
         prefetch(dy + ahead, n * sizeof(real))
     for i in range(n):
         dx[i] = (dy[i] + ((x[i] - centre) * slope + shift)) * scale
+
+
+cdef inline void row_weighted_gradient(
+    const real* dy, const real* x, real* restrict dx, Py_ssize_t n,
+    real weight, real centre, real slope, real shift, real scale, Py_ssize_t ahead,
+) noexcept nogil:
+    """dx = (dy·weight + ((x - centre)·slope + shift))·scale"""
+    cdef Py_ssize_t i
+    if ahead:
+        prefetch(x + ahead, n * sizeof(real))
+        prefetch(dy + ahead, n * sizeof(real))
+    for i in range(n):
+        dx[i] = (dy[i] * weight + ((x[i] - centre) * slope + shift)) * scale
