@@ -1,9 +1,12 @@
-"""What several files of tests assert."""
+"""What several files of tests share: cases, and what they assert."""
 
+from math import prod
+
+import numpy as np
 import pytest
 
 import fastnorm as fn
-from fastnorm._registry import differing
+from fastnorm._registry import OPERATIONS, differing
 
 
 def over(pairs):
@@ -11,6 +14,22 @@ def over(pairs):
     pairs = list(pairs)
     ids = [f"{operation.name}-{case.label or case.shape}" for operation, case in pairs]
     return pytest.mark.parametrize(("operation", "case"), pairs, ids=ids)
+
+
+def cases_between(least, most):
+    """Of every operation a case of such a size for each number of dimensions and set of options."""
+    for operation in OPERATIONS:
+        kinds = {}
+        for case in operation.cases:
+            plain = not case.without and case.layout == "contiguous"
+            if plain and least <= prod(case.shape) <= most:
+                kind = (len(case.shape), str(case.options), str(case.forward_options))
+                kinds.setdefault(kind, case)
+        yield from ((operation, case) for case in kinds.values())
+
+
+SMALL = tuple(cases_between(100, 5000))
+SEVERAL_TILES = tuple(cases_between(30_000, 300_000))
 
 
 def assert_right(operation, pass_, case, arrays, results, allowed=1):
@@ -29,3 +48,16 @@ def run_blank(operation, pass_, case, arrays):
     """Do a pass into an array of NaN, where a block that nobody computed shows."""
     out = operation.blank(pass_, arrays)
     return operation.run(fn, pass_, case, arrays, out=out)
+
+
+def assert_raises(error, message, operation, pass_, case, arrays, **more):
+    """The pass raises the error, with a message that begins so, and leaves all arrays unchanged.
+
+    Arguments of backward's forward are right, so that only `dy` and `out` can be wrong there.
+    """
+    involved = [a for a in (*arrays.values(), *more.values()) if isinstance(a, np.ndarray)]
+    call = operation.bind(fn, pass_, case, arrays, **more)
+    before = [a.tobytes() for a in involved]
+    with pytest.raises(error, match=f"^{operation.function(pass_)}: {message}"):
+        call()
+    assert [a.tobytes() for a in involved] == before
