@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fastnorm as fn
-from fastnorm._registry import OPERATIONS, differing
+from fastnorm._registry import LAYOUTS, OPERATIONS, differing
 
 
 def over(pairs):
@@ -32,11 +32,62 @@ SMALL = tuple(cases_between(100, 5000))
 SEVERAL_TILES = tuple(cases_between(30_000, 300_000))
 
 
+def stepped(array):
+    """Every third element of every axis, the axes in reversed order in memory."""
+    memory = np.zeros([3 * n for n in array.shape[::-1]], array.dtype).T
+    view = memory[tuple(np.s_[1::3] for _ in array.shape)]
+    view[...] = array
+    return view
+
+
+def one_reversed(array):
+    """The first axis backwards, the others as they are."""
+    return array[::-1].copy()[::-1]
+
+
+def one_number(array):
+    """All strides are zero."""
+    return np.broadcast_to(array[(0,) * array.ndim], array.shape)
+
+
+def rolled(array):
+    """The axes in another order, neither that of C nor that of Fortran."""
+    return np.moveaxis(np.moveaxis(array, -1, 0).copy(), 0, -1)
+
+
+ANY_LAYOUT = LAYOUTS | {
+    "stepped": stepped,
+    "one axis reversed": one_reversed,
+    "one number": one_number,
+    "rolled": rolled,
+}
+OUT_LAYOUTS = {
+    name: lay_out for name, lay_out in ANY_LAYOUT.items() if name not in ("broadcast", "one number")
+}
+
+
+def read_only(arrays, state=()):
+    """The same arrays, which must not be written to; but `state` is to be updated."""
+    for name, array in arrays.items():
+        if array is not None and name not in state:
+            array.flags.writeable = False
+    return arrays
+
+
 def assert_right(operation, pass_, case, arrays, results, allowed=1):
     """Every result is within its tolerance of what the reference makes of the same values."""
     for name, error in operation.judge(pass_, case, arrays, results).items():
         tolerance = operation.tolerances[name]
         assert error <= allowed, f"{name} is off by {error:.3g} times its {tolerance}"
+
+
+def assert_dtypes(operation, arrays, results):
+    """A gradient has its argument's dtype, state keeps its own, y has x's."""
+    for name, result in results.items():
+        if name not in operation.statistics:
+            owner = name.removeprefix("d") if name in operation.gradients else name
+            wanted = arrays[operation.inputs[0] if owner == "y" else owner].dtype
+            assert result.dtype == wanted, f"{name} of {owner} has {result.dtype}, not {wanted}"
 
 
 def assert_same(results, expected, what=""):

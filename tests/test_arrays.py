@@ -3,55 +3,21 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from checks import SEVERAL_TILES, SMALL, assert_right, assert_same, over, run_blank
+from checks import (
+    ANY_LAYOUT,
+    OUT_LAYOUTS,
+    SEVERAL_TILES,
+    SMALL,
+    assert_right,
+    assert_same,
+    over,
+    run_blank,
+)
 
 import fastnorm as fn
-from fastnorm._registry import DTYPES, LAYOUTS, PASSES, WIDE_DTYPES, Case, every_case, working
-
-
-def read_only(arrays, state=()):
-    """The same arrays, which must not be written to; but `state` is to be updated."""
-    for name, array in arrays.items():
-        if array is not None and name not in state:
-            array.flags.writeable = False
-    return arrays
-
+from fastnorm._registry import DTYPES, PASSES, WIDE_DTYPES, Case, every_case, working
 
 # ---- layouts -------------------------------------------------------------------------------------
-
-
-def stepped(array):
-    """Every third element of every axis, the axes in reversed order in memory."""
-    memory = np.zeros([3 * n for n in array.shape[::-1]], array.dtype).T
-    view = memory[tuple(np.s_[1::3] for _ in array.shape)]
-    view[...] = array
-    return view
-
-
-def one_reversed(array):
-    """The first axis backwards, the others as they are."""
-    return array[::-1].copy()[::-1]
-
-
-def one_number(array):
-    """All strides are zero."""
-    return np.broadcast_to(array[(0,) * array.ndim], array.shape)
-
-
-def rolled(array):
-    """The axes in another order, neither that of C nor that of Fortran."""
-    return np.moveaxis(np.moveaxis(array, -1, 0).copy(), 0, -1)
-
-
-ANY_LAYOUT = LAYOUTS | {
-    "stepped": stepped,
-    "one axis reversed": one_reversed,
-    "one number": one_number,
-    "rolled": rolled,
-}
-OUT_LAYOUTS = {
-    name: lay_out for name, lay_out in ANY_LAYOUT.items() if name not in ("broadcast", "one number")
-}
 
 
 def roles(operation, arrays):
@@ -156,15 +122,6 @@ def test_nothing_beside_out_is_written(operation, dtype, pass_):
 # ---- dtypes --------------------------------------------------------------------------------------
 
 
-def assert_dtypes(operation, arrays, results):
-    """A gradient has its argument's dtype, state keeps its own, y has x's."""
-    for name, result in results.items():
-        if name not in operation.statistics:
-            owner = name.removeprefix("d") if name in operation.gradients else name
-            wanted = arrays[operation.inputs[0] if owner == "y" else owner].dtype
-            assert result.dtype == wanted, f"{name} of {owner} has {result.dtype}, not {wanted}"
-
-
 @pytest.mark.parametrize("other", DTYPES, ids=lambda dtype: f"and-{dtype}")
 def test_mixed_dtypes(operation, dtype, other, pass_):
     """One argument, or all but x, of another dtype than the rest."""
@@ -219,7 +176,7 @@ def test_strided_and_mixed(operation, dtype, pass_):
     other = DTYPES[(DTYPES.index(dtype) + 2) % len(DTYPES)]
     dtypes |= {n: other for n in dtypes if n not in (operation.inputs[0], *operation.state)}
     plain = operation.draw(case, dtypes)
-    for lay_out in (stepped, LAYOUTS["transposed"], LAYOUTS["unaligned"]):
+    for lay_out in map(ANY_LAYOUT.get, ("stepped", "transposed", "unaligned")):
         strided = {
             n: lay_out(a) if n not in (*operation.state, "weight") and a.ndim else a
             for n, a in plain.items()

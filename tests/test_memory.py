@@ -39,7 +39,8 @@ def drawn(operation, case):
 
 
 def peak_of(call):
-    """Bytes that NumPy allocates during a call, at most at one time."""
+    """Bytes that NumPy allocates during a call, at most at one time; not during the first."""
+    call()
     tracemalloc.start()
     try:
         call()
