@@ -17,6 +17,7 @@ from ._threads import get_num_threads, num_threads, set_num_threads
 from .affine import affine, affine_backward, affine_forward
 from .batch_norm import batch_norm, batch_norm_backward, batch_norm_forward
 from .layer_norm import layer_norm, layer_norm_backward, layer_norm_forward
+from .rms_norm import rms_norm, rms_norm_backward, rms_norm_forward
 from .weight_norm import weight_norm, weight_norm_backward, weight_norm_forward
 
 __version__ = _version("fastnorm-kernels")
@@ -35,6 +36,9 @@ __all__ = [
     "layers",
     "num_threads",
     "reference",
+    "rms_norm",
+    "rms_norm_backward",
+    "rms_norm_forward",
     "set_num_threads",
     "show_config",
     "testing",

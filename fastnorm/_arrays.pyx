@@ -15,18 +15,36 @@ from cpython.number cimport PyNumber_Index
 
 cnp.import_array()
 
-_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
-_DTYPE_NAMES = " or ".join(map(str, _DTYPES))
+_DTYPE_NAMES = "float16, bfloat16, float32 or float64"
+_FLOAT32 = np.dtype(np.float32)
+_FLOAT64 = np.dtype(np.float64)
+
+cdef int _bfloat16 = -1  # the number that NumPy gave to ml_dtypes' type, once an array has had it
 
 
 # Arrays
 
 
+cdef bint is_bfloat16(cnp.ndarray a):
+    """ml_dtypes is never imported: who has an array of its type has done so."""
+    global _bfloat16
+    if _bfloat16 < 0 and a.dtype.name == "bfloat16" and cnp.PyArray_ITEMSIZE(a) == 2:
+        _bfloat16 = cnp.PyArray_TYPE(a)
+    return cnp.PyArray_TYPE(a) == _bfloat16
+
+
 cdef inline bint has_known_dtype(cnp.ndarray a):
     cdef int kind = cnp.PyArray_TYPE(a)
-    if (kind == cnp.NPY_FLOAT or kind == cnp.NPY_DOUBLE) and cnp.PyArray_ISNOTSWAPPED(a):
+    if not cnp.PyArray_ISNOTSWAPPED(a):
+        return False
+    if kind == cnp.NPY_FLOAT or kind == cnp.NPY_DOUBLE or kind == cnp.NPY_FLOAT16:
         return True
-    return a.dtype in _DTYPES  # so is long double where it is as short as double
+    return is_bfloat16(a) or a.dtype == _FLOAT64  # long double where it is as short as double
+
+
+cpdef working_dtype(cnp.ndarray a):
+    """What is computed in."""
+    return _FLOAT64 if cnp.PyArray_ITEMSIZE(a) == 8 else _FLOAT32
 
 
 cdef inline bint has_shape(cnp.ndarray a, tuple shape) except -1:
@@ -254,17 +272,21 @@ cpdef cnp.ndarray gradient(cnp.ndarray parameter):
 cpdef tuple new_statistics(tuple shape, Py_ssize_t size, eps):
     """Arrays for mean and rstd of `size` values; those of none are 0 and 1 / sqrt(eps)."""
     if size:
-        return empty(shape, _DTYPES[1]), empty(shape, _DTYPES[1])
+        return empty(shape, _FLOAT64), empty(shape, _FLOAT64)
     return np.zeros(shape), np.full(shape, eps**-0.5 if eps else np.inf)
 
 
 # Canonical views
 
 
-cpdef cnp.ndarray contiguous(cnp.ndarray a, order=None):
-    """`a` with its axes in `order`, C-contiguous: `a` itself where it is so already."""
-    cdef cnp.ndarray view = a if order is None else a.transpose(order)
-    return view if cnp.PyArray_IS_C_CONTIGUOUS(view) else np.asarray(view, order="C")
+cpdef cnp.ndarray contiguous(cnp.ndarray a):
+    """`a` in C order: `a` itself where it is so already."""
+    return a if cnp.PyArray_IS_C_CONTIGUOUS(a) else np.asarray(a, order="C")
+
+
+cpdef cnp.ndarray ordered(cnp.ndarray a, order):
+    """A view of `a` with its axes in `order`; None: as they are."""
+    return a if order is None else a.transpose(order)
 
 
 cpdef cnp.ndarray cast(cnp.ndarray a, dtype):

@@ -495,6 +495,51 @@ LAYER_NORM = Operation(
 )
 
 
+# ---- RMS normalisation ---------------------------------------------------------------------------
+
+
+def _fill_rms_norm(case: Case, normal: Callable[..., np.ndarray]) -> Arrays:
+    arrays = _fill_layer_norm(case, normal)
+    del arrays["beta"]
+    return arrays
+
+
+def _magnitude_rms_norm(pass_: str, case: Case, arrays: Arrays) -> Arrays:
+    x = arrays["x"]
+    axes = _axes(case.options.get("axis", -1), x.ndim)
+    others = tuple(a for a in range(x.ndim) if a not in axes)
+    shape = [n if a in axes else 1 for a, n in enumerate(x.shape)]
+    rstd = 1 / np.sqrt(_mean(x**2, axes) + case.options.get("eps", 1e-6))
+    xhat, dy = np.abs(x) * rstd, np.abs(arrays["dy"])
+    gamma = 1 if arrays["gamma"] is None else np.abs(arrays["gamma"]).reshape(shape)
+    return {
+        "y": xhat * gamma,
+        "rstd": rstd,
+        "dx": rstd * (dy * gamma + xhat * _mean(dy * gamma * xhat, axes)),
+        "dgamma": (dy * xhat).sum(axis=others),
+    }
+
+
+def _rms_norm_cases() -> Iterator[Case]:
+    for case in _layer_norm_cases():
+        if "beta" not in case.without:
+            yield case
+
+
+RMS_NORM = Operation(
+    name="rms_norm",
+    inputs=("x", "gamma"),
+    statistics=("rstd",),
+    fill=_fill_rms_norm,
+    magnitude=_magnitude_rms_norm,
+    tolerances={"y": ELEMENT, "rstd": STATISTIC, "dx": GRADIENT, "dgamma": REDUCTION},
+    cases=tuple(_rms_norm_cases()),
+    bench_cases=tuple(
+        Case(_label(shape), shape) for shape in ((1, 4096), (512, 4096), (8192, 1024))
+    ),
+)
+
+
 # ---- batch normalisation -------------------------------------------------------------------------
 
 
@@ -774,7 +819,7 @@ AFFINE = Operation(
 
 # ---- the registry --------------------------------------------------------------------------------
 
-OPERATIONS: tuple[Operation, ...] = (BATCH_NORM, LAYER_NORM, WEIGHT_NORM, AFFINE)
+OPERATIONS: tuple[Operation, ...] = (BATCH_NORM, LAYER_NORM, RMS_NORM, WEIGHT_NORM, AFFINE)
 
 
 def every_case() -> Iterator[tuple[Operation, Case]]:

@@ -41,13 +41,11 @@ def _forward(function, x, gamma, beta, axis, eps, out, *, inference):
         mean, rstd = _arrays.new_statistics(kept, x.size, eps)
     if x.size:
         m, n, order = _arrays.row_view(x, axes)
-        filled = _arrays.kernel_output(y, order)
+        dtype = _arrays.working_dtype(x)
         _kernel.forward(
-            _arrays.contiguous(x, order),
-            _arrays.cast(gamma, x.dtype), _arrays.cast(beta, x.dtype),
-            m, n, eps, filled, mean, rstd, get_num_threads(),
+            _arrays.ordered(x, order), _arrays.cast(gamma, dtype), _arrays.cast(beta, dtype),
+            m, n, True, eps, _arrays.ordered(y, order), mean, rstd, get_num_threads(),
         )
-        _arrays.deliver(filled, y, order)
     return y if inference else (y, LayerNormCache(x, gamma, beta, mean, rstd, axes))
 
 
@@ -60,7 +58,7 @@ def layer_norm(x, gamma=None, beta=None, *, axis=-1, eps=1e-5, out=None):
     Parameters
     ----------
     x : array_like
-        float32 or float64, of any shape and strides.
+        float16, bfloat16, float32 or float64, of any shape and strides.
     gamma, beta : array_like, optional
         Scale and shift, of the shape that x has at `axis`, in ascending order of the axes.
         Default: 1 and 0.
@@ -184,11 +182,9 @@ def layer_norm_backward(dy, cache, *, out=None):
     dbeta = _arrays.gradient(beta)
     if x.size:
         m, n, order = _arrays.row_view(x, axes)
-        filled = _arrays.kernel_output(dx, order)
         _kernel.backward(
-            _arrays.contiguous(_arrays.cast(dy, x.dtype), order), _arrays.contiguous(x, order),
-            _arrays.cast(gamma, x.dtype), mean, rstd, m, n, filled, dgamma, dbeta,
-            get_num_threads(),
+            _arrays.ordered(dy, order), _arrays.ordered(x, order),
+            _arrays.cast(gamma, _arrays.working_dtype(x)), mean, rstd, m, n,
+            _arrays.ordered(dx, order), dgamma, dbeta, get_num_threads(),
         )
-        _arrays.deliver(filled, dx, order)
     return dx, dgamma, dbeta

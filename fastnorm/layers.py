@@ -27,7 +27,7 @@ import numpy as np
 
 import fastnorm
 
-__all__ = ["Affine", "BatchNorm", "Layer", "LayerNorm", "ReLU", "WeightNormAffine"]
+__all__ = ["Affine", "BatchNorm", "Layer", "LayerNorm", "RMSNorm", "ReLU", "WeightNormAffine"]
 
 
 class Layer:
@@ -264,6 +264,27 @@ class LayerNorm(_Normalization):
         ndim = len(shape) if np.iterable(shape) else 1
         axis = tuple(range(-ndim, 0)) if axis is None else axis
         super().__init__(shape, affine, bias, dtype, axis=axis, eps=eps)
+
+
+class RMSNorm(_Normalization):
+    """RMS normalisation; see `fastnorm.rms_norm`. The arguments are those of `LayerNorm`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastnorm.layers import RMSNorm
+    >>> RMSNorm(2, eps=0.0).forward(np.array([[1.0, 7.0], [2.0, -2.0]]))
+    array([[ 0.2,  1.4],
+           [ 1. , -1. ]])
+    """
+
+    op = "rms_norm"
+    names = ("gamma",)
+
+    def __init__(self, shape, *, axis=None, affine=True, eps=1e-6, dtype=np.float32):
+        ndim = len(shape) if np.iterable(shape) else 1
+        axis = tuple(range(-ndim, 0)) if axis is None else axis
+        super().__init__(shape, affine, False, dtype, axis=axis, eps=eps)
 
 
 class BatchNorm(_Normalization):

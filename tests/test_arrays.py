@@ -8,9 +8,11 @@ from checks import (
     OUT_LAYOUTS,
     SEVERAL_TILES,
     SMALL,
+    assert_dtypes,
     assert_right,
     assert_same,
     over,
+    read_only,
     run_blank,
 )
 

@@ -12,7 +12,7 @@ import pytest
 
 import fastnorm as fn
 from fastnorm._registry import DTYPES
-from fastnorm.layers import Affine, BatchNorm, LayerNorm, ReLU, WeightNormAffine
+from fastnorm.layers import Affine, BatchNorm, LayerNorm, ReLU, RMSNorm, WeightNormAffine
 from fastnorm.testing import numerical_gradient
 
 # How each layer is made, given further options, and the shape of its input.
@@ -27,6 +27,9 @@ LAYERS = {
     "layer-norm-axis": (lambda **o: LayerNorm(4, axis=1, **o), (2, 4, 3)),
     "layer-norm-no-bias": (lambda **o: LayerNorm(5, bias=False, **o), (3, 5)),
     "layer-norm-no-affine": (lambda **o: LayerNorm(5, affine=False, **o), (3, 5)),
+    "rms-norm": (lambda **o: RMSNorm(5, **o), (3, 5)),
+    "rms-norm-2d": (lambda **o: RMSNorm((4, 3), **o), (2, 4, 3)),
+    "rms-norm-no-affine": (lambda **o: RMSNorm(5, affine=False, **o), (3, 5)),
     "batch-norm": (lambda **o: BatchNorm(5, **o), (6, 5)),
     "batch-norm-4d": (lambda **o: BatchNorm(3, **o), (2, 3, 2, 2)),
     "batch-norm-axis": (lambda **o: BatchNorm(3, axis=-1, **o), (2, 2, 3)),
@@ -42,7 +45,9 @@ DIFFERENCES = {"rtol": 1e-7, "atol": 1e-8}
 # Four normalisations over four to seven values, one after another, multiply what they add.
 NETWORK_DIFFERENCES = {"rtol": 1e-6, "atol": 1e-7}
 
-KINDS = pytest.mark.parametrize("kind", [Affine, WeightNormAffine, LayerNorm, BatchNorm, ReLU])
+KINDS = pytest.mark.parametrize(
+    "kind", [Affine, WeightNormAffine, LayerNorm, RMSNorm, BatchNorm, ReLU]
+)
 
 
 @pytest.fixture(params=LAYERS)
@@ -183,6 +188,12 @@ def by_functions(layer, x, dy):
         y, cache = fn.layer_norm_forward(x, **norm)
         dx, dgamma, dbeta = fn.layer_norm_backward(dy, cache)
         grads = {"gamma": dgamma, "beta": dbeta}
+    elif isinstance(layer, RMSNorm):
+        del norm["beta"]
+        inference = fn.rms_norm(x, **norm)
+        y, cache = fn.rms_norm_forward(x, **norm)
+        dx, dgamma = fn.rms_norm_backward(dy, cache)
+        grads = {"gamma": dgamma}
     elif isinstance(layer, BatchNorm):
         inference = fn.batch_norm(
             x, layer.stats["running_mean"], layer.stats["running_var"], **norm

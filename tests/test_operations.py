@@ -73,6 +73,12 @@ GRADIENT_CASES = {
         Case("plain", (3, 5), without=("gamma", "beta")),
         Case("eps", (3, 5), {"eps": 0.5}),
     ),
+    "rms_norm": (
+        Case("rows", (3, 5)),
+        Case("two axes", (3, 2, 4), {"axis": (0, 2)}),
+        Case("plain", (3, 5), without=("gamma",)),
+        Case("eps", (3, 5), {"eps": 0.5}),
+    ),
     "weight_norm": (
         Case("rows", (3, 5)),
         Case("columns", (3, 5), {"axis": -1}),
@@ -145,6 +151,13 @@ EMPTY = {
         Case("", (0, 5), forward_options={"training": False}),
     ],
     "layer_norm": [
+        Case("", (0, 5)),
+        Case("", (5, 0)),
+        Case("", (0,)),
+        Case("", (2, 0, 3), {"axis": 0}),
+        Case("", (2, 0, 3), {"axis": (1, 2)}),
+    ],
+    "rms_norm": [
         Case("", (0, 5)),
         Case("", (5, 0)),
         Case("", (0,)),

@@ -14,10 +14,10 @@ BLAS is column-major: what is row-major here is its transpose there, and C = A·
 cimport numpy as cnp
 from scipy.linalg.cython_blas cimport dgemm, dgemv, sgemm, sgemv
 
-from fastnorm._kernels.arrays cimport FLOAT32, Dtype, Vector, data_of, dtype_of, itemsize_of
-from fastnorm._kernels.arrays cimport real, store, vector_of
+from fastnorm._kernels.arrays cimport FLOAT32, Dtype, data_of, dtype_of, itemsize_of, real
 from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div, threads_for
 from fastnorm._kernels.columns cimport FLUSH, STRIP, column_sums, column_weighted_sums
+from fastnorm._kernels.vectors cimport Vector, store, vector_of
 from fastnorm._pool cimport parallel_for
 
 cnp.import_array()

@@ -13,13 +13,14 @@ view; here is what happens to the two numbers of a channel.
 
 cimport numpy as cnp
 
-from fastnorm._kernels.arrays cimport NONE, Vector, data_of, dtype_of, load, store, vector_of
+from fastnorm._kernels.arrays cimport NONE, data_of, dtype_of
 from fastnorm._kernels.channels cimport run
 from fastnorm._kernels.channels_task cimport CENTRE, FEW, GRADIENT, GRADIENT_SUMS, INVERSE
 from fastnorm._kernels.channels_task cimport MOMENTS, NO_REDUCTION, SCALE, SCALE_SHIFT, SHIFT
 from fastnorm._kernels.channels_task cimport SLOPE, Channels, high_parts, plan, rescue_channel
 from fastnorm._kernels.channels_task cimport set_all, set_coefficients
 from fastnorm._kernels.moments cimport is_usable, reciprocal_std
+from fastnorm._kernels.vectors cimport Vector, load, store, vector_of
 
 cnp.import_array()
 

@@ -146,7 +146,7 @@ cdef inline void map_columns(
     many as elements in a row, are what costs time."""
     cdef Py_ssize_t row, column = b.first_column, n
     cdef Writer writer
-    open_writer(&writer, t.streams)
+    open_writer(&writer, t.streams, True)
     if t.streams:
         for row in range(b.first_unit, b.last_unit):
             map_row(t, x, dy, source, y, row, column, b.last_column - column, &writer)

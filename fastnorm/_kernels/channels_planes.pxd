@@ -102,7 +102,7 @@ cdef inline void map_planes(
 ) noexcept nogil:
     cdef Py_ssize_t sample = b.first_unit // t.pieces, start, stop, i
     cdef Writer writer
-    open_writer(&writer, t.streams)
+    open_writer(&writer, t.streams, True)
     while sample * t.pieces < b.last_unit:
         start = max(b.first_unit - sample * t.pieces, <Py_ssize_t> 0) * PIECE
         stop = min((b.last_unit - sample * t.pieces) * PIECE, t.s)

@@ -3,7 +3,8 @@
 from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport BLOCK_BYTES, MAX_PARTIALS, ceil_div
 from fastnorm._kernels.columns cimport FOUR, STRIP
-from fastnorm._kernels.moments cimport rescue
+from fastnorm._kernels.moments cimport Extent, rescue
+from fastnorm._kernels.operands cimport Operand
 
 cdef enum:
     MIN_PLANE = 128             # elements: shorter planes are columns
@@ -271,9 +272,9 @@ cdef inline bint rescue_channel(
     double* mean, double* var, double* rstd,
 ) noexcept nogil:
     """`rescue` for the n planes of a channel."""
-    cdef Py_ssize_t offset = channel * t.s, stride = t.c * t.s
-    if t.dtype == FLOAT32:
-        return rescue(
-            <const float*> t.x + offset, t.n, stride, t.s, centred, eps, mean, var, rstd
-        )
-    return rescue(<const double*> t.x + offset, t.n, stride, t.s, centred, eps, mean, var, rstd)
+    cdef Operand x
+    cdef Extent planes
+    x.data, x.dtype, x.direct, x.axes = <char*> t.x, t.dtype, True, 1
+    x.size[0], x.stride[0] = t.n * t.c * t.s, itemsize_of(t.dtype)
+    planes.first, planes.step, planes.planes, planes.s = channel * t.s, t.c * t.s, t.n, t.s
+    return rescue(&x, planes, centred, eps, mean, var, rstd)

@@ -1,25 +1,29 @@
-"""The backward pass of layer norm. With h = dy·gamma, and the sums over a row:
+"""The backward pass of layer and RMS norm. With h = dy·gamma, and the sums over a row:
 
     dx = rstd·(h - Σh/N - x̂·Σ(h·x̂)/N)        dgamma = Σ_rows dy·x̂        dbeta = Σ_rows dy
+
+RMS norm has no Σh/N, which is what flows through the mean.
 """
 
 from libc.stdlib cimport calloc, free, malloc
 
-from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real, store
+from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
 from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div
-from fastnorm._kernels.layer_norm_task cimport FLUSH_ROWS, GROUP, PIECE, RowSums, Task
-from fastnorm._kernels.layer_norm_task cimport piece_length, shifted
+from fastnorm._kernels.layer_norm_narrow cimport backward_narrow
+from fastnorm._kernels.layer_norm_task cimport FLUSH_ROWS, GROUP, NARROW, PIECE, RowMap, RowSums
+from fastnorm._kernels.layer_norm_task cimport Task, kept_map, piece_length, shifted
 from fastnorm._kernels.memory cimport Writer, flush, open_writer, place, prefetch
-from fastnorm._kernels.moments cimport low_part
-from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, LANES, TAIL, clear, fold
+from fastnorm._kernels.operands cimport Scratch, load_block, result_block, store_block
+from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, LANES, TAIL, clear, fold, standard
+from fastnorm._kernels.vectors cimport store
 from fastnorm._pool cimport parallel_for
 
 
 cdef inline RowSums row_sums(
     const real* dy, const real* x, const real* gamma, Py_ssize_t n,
-    real centre, real rstd, real shift, Py_ssize_t ahead,
+    real centre, real rstd, real shift, bint centred, Py_ssize_t ahead,
 ) noexcept nogil:
-    """Σh and Σ(h·x̂) over a chunk, with h = dy·gamma and x̂ = (x - centre)·rstd + shift"""
+    """Σh and Σ(h·x̂) over a chunk, with h = dy·gamma"""
     cdef real h_lanes[ALL_LANES]
     cdef real hx_lanes[ALL_LANES]
     cdef Py_ssize_t i = 0, j
@@ -33,83 +37,111 @@ cdef inline RowSums row_sums(
         for j in range(LANES):
             h = dy[i + j] if gamma == NULL else dy[i + j] * gamma[i + j]
             h_lanes[j] += h
-            hx_lanes[j] += h * ((x[i + j] - centre) * rstd + shift)
+            hx_lanes[j] += h * standard(x[i + j], centre, rstd, shift, centred)
         i += LANES
     while i + TAIL <= n:
         for j in range(TAIL):
             h = dy[i + j] if gamma == NULL else dy[i + j] * gamma[i + j]
             h_lanes[j] += h
-            hx_lanes[j] += h * ((x[i + j] - centre) * rstd + shift)
+            hx_lanes[j] += h * standard(x[i + j], centre, rstd, shift, centred)
         i += TAIL
     while i < n:
         h = dy[i] if gamma == NULL else dy[i] * gamma[i]
         h_lanes[LANES] += h
-        hx_lanes[LANES] += h * ((x[i] - centre) * rstd + shift)
+        hx_lanes[LANES] += h * standard(x[i], centre, rstd, shift, centred)
         i += 1
-    sums.h, sums.hx = fold(h_lanes), fold(hx_lanes)
+    sums.h = fold(h_lanes) if centred else 0
+    sums.hx = fold(hx_lanes)
     return sums
 
 
-cdef inline RowSums piece_sums(
-    Task* t, const real* x, const real* dy, Py_ssize_t index, Py_ssize_t piece, Py_ssize_t ahead
+cdef inline RowSums chunk_row_sums(
+    Task* t, const real* x, const real* dy, Py_ssize_t start, Py_ssize_t n, RowMap m,
+    Py_ssize_t ahead,
 ) noexcept nogil:
-    """The same over a piece of a row, chunk by chunk in double."""
-    cdef real high = <real> t.mean[index]
-    cdef real rstd = <real> t.rstd[index]
-    cdef real shift = <real> (-low_part(t.mean[index], high) * t.rstd[index])
-    cdef Py_ssize_t start = piece * PIECE, stop = start + piece_length(t, piece), offset
+    """Of n elements of a row from `start` on."""
+    return row_sums(
+        dy, x, shifted(<const real*> t.gamma, start), n,
+        <real> m.high, <real> m.rstd, <real> m.shift, t.centred, ahead,
+    )
+
+
+cdef inline RowSums piece_sums(
+    Task* t, Py_ssize_t index, Py_ssize_t piece, real* x_scratch, real* dy_scratch
+) noexcept nogil:
+    """Of a piece of a row, chunk by chunk in double."""
+    cdef RowMap m = kept_map(t, index)
+    cdef Py_ssize_t start = piece * PIECE, stop = start + piece_length(t, piece)
+    cdef Py_ssize_t offset, length, stride
+    cdef const real* x
+    cdef const real* dy
     cdef RowSums total, chunk
     total.h, total.hx = 0, 0
     while start < stop:
-        offset = index * t.n + start
-        chunk = row_sums(
-            dy + offset, x + offset, shifted(<const real*> t.gamma, start),
-            min(stop - start, <Py_ssize_t> CHUNK), high, rstd, shift, ahead,
-        )
+        offset, length = index * t.n + start, min(stop - start, <Py_ssize_t> CHUNK)
+        x = load_block(&t.x, offset, length, 1, length, x_scratch, &stride)
+        dy = load_block(&t.dy, offset, length, 1, length, dy_scratch, &stride)
+        chunk = chunk_row_sums(t, x, dy, start, length, m, 0)
         total.h += chunk.h
         total.hx += chunk.hx
-        start += CHUNK
+        start += length
     return total
 
 
 cdef inline void row_gradients(
     const real* dy, const real* x, const real* gamma, real* restrict dx,
     real* restrict dgamma, real* restrict dbeta, Py_ssize_t n,
-    real centre, real rstd, real shift, real mean_h, real mean_hx,
+    real centre, real rstd, real shift, bint centred, real mean_h, real mean_hx,
 ) noexcept nogil:
     """dx = rstd·(h - Σh/N - x̂·Σ(h·x̂)/N);  dgamma += dy·x̂;  dbeta += dy"""
     cdef Py_ssize_t i
     cdef real h, x_hat
     for i in range(n):
-        x_hat = (x[i] - centre) * rstd + shift
+        x_hat = standard(x[i], centre, rstd, shift, centred)
         h = dy[i] if gamma == NULL else dy[i] * gamma[i]
         dgamma[i] += dy[i] * x_hat
-        dbeta[i] += dy[i]
-        dx[i] = ((h - mean_h) - x_hat * mean_hx) * rstd
+        if centred:
+            dbeta[i] += dy[i]
+            dx[i] = ((h - mean_h) - x_hat * mean_hx) * rstd
+        else:
+            dx[i] = (h - x_hat * mean_hx) * rstd
 
 
 cdef inline void gradients(
     Task* t, const real* x, const real* dy, real* dx, real* dgamma, real* dbeta,
-    Py_ssize_t index, Py_ssize_t start, Py_ssize_t n, RowSums sums, Writer* writer,
-    Py_ssize_t ahead,
+    Py_ssize_t start, Py_ssize_t n, RowMap m, RowSums sums, Writer* writer, Py_ssize_t ahead,
 ) noexcept nogil:
     """The same for n elements of a row from `start` on."""
-    cdef Py_ssize_t offset = index * t.n + start, i = 0, length
+    cdef Py_ssize_t i = 0, length
     cdef real* target
-    cdef real high = <real> t.mean[index]
-    cdef real rstd = <real> t.rstd[index]
-    cdef real shift = <real> (-low_part(t.mean[index], high) * t.rstd[index])
     cdef real mean_h = <real> (sums.h / t.n), mean_hx = <real> (sums.hx / t.n)
     while i < n:
         length = n - i
-        target = place(writer, dx + offset + i, &length)
+        target = place(writer, dx + i, &length)
         if ahead:
-            prefetch(x + offset + i + ahead, length * sizeof(real))
+            prefetch(x + i + ahead, length * sizeof(real))
         row_gradients(
-            dy + offset + i, x + offset + i, shifted(<const real*> t.gamma, start + i), target,
-            dgamma + i, dbeta + i, length, high, rstd, shift, mean_h, mean_hx,
+            dy + i, x + i, shifted(<const real*> t.gamma, start + i), target,
+            dgamma + i, dbeta + i, length,
+            <real> m.high, <real> m.rstd, <real> m.shift, t.centred, mean_h, mean_hx,
         )
         i += length
+
+
+cdef inline void chunk_gradients(
+    Task* t, Py_ssize_t index, Py_ssize_t start, Py_ssize_t n, RowSums sums,
+    real* dgamma, real* dbeta, real* x_scratch, real* dy_scratch, real* dx_scratch,
+    Writer* writer,
+) noexcept nogil:
+    """Of at most a chunk of a row."""
+    cdef Py_ssize_t offset = index * t.n + start, stride
+    cdef const real* x = load_block(&t.x, offset, n, 1, n, x_scratch, &stride)
+    cdef const real* dy = load_block(&t.dy, offset, n, 1, n, dy_scratch, &stride)
+    cdef real* dx = result_block(&t.y, offset, n, n, dx_scratch, &stride)
+    gradients(
+        t, x, dy, dx, dgamma, dbeta, start, n, kept_map(t, index), sums, writer, 0
+    )
+    store_block(&t.y, offset, n, 1, n, dx, stride, writer)
 
 
 cdef inline void flush_sums(
@@ -122,31 +154,86 @@ cdef inline void flush_sums(
         sums[i] = 0
 
 
-cdef inline void backward_rows(
-    Task* t, const real* x, const real* dy, real* dx, double* partial, real* sums,
-    Py_ssize_t first, Py_ssize_t last,
+cdef inline void backward_group(
+    Task* t, Py_ssize_t index, Py_ssize_t count, real* dgamma, real* dbeta,
+    real* x_scratch, real* dy_scratch, real* dx_scratch, Writer* writer,
 ) noexcept nogil:
-    cdef RowSums totals[GROUP]
-    cdef Py_ssize_t index = first, k, piece, count, ahead, unflushed = 0
-    cdef RowSums part
-    cdef Writer writer
-    open_writer(&writer, t.streams)
+    """`count` rows of a chunk at most."""
+    cdef RowSums sums[GROUP]
+    cdef RowMap maps[GROUP]
+    cdef Py_ssize_t offset = index * t.n, ahead = 0, k, x_stride, dy_stride, dx_stride
+    cdef const real* x = load_block(&t.x, offset, t.n, count, t.n, x_scratch, &x_stride)
+    cdef const real* dy = load_block(&t.dy, offset, t.n, count, t.n, dy_scratch, &dy_stride)
+    cdef real* dx = result_block(&t.y, offset, t.n, t.n, dx_scratch, &dx_stride)
+    if t.streams and t.x.direct and t.dy.direct and index + 2 * count <= t.rows:
+        ahead = count * t.n
+    for k in range(count):
+        maps[k] = kept_map(t, index + k)
+        sums[k] = chunk_row_sums(
+            t, x + k * x_stride, dy + k * dy_stride, 0, t.n, maps[k], ahead
+        )
+    for k in range(count):
+        gradients(
+            t, x + k * x_stride, dy + k * dy_stride, dx + k * dx_stride, dgamma, dbeta,
+            0, t.n, maps[k], sums[k], writer, ahead,
+        )
+    store_block(&t.y, offset, t.n, count, t.n, dx, dx_stride, writer)
+
+
+cdef inline void backward_long_row(
+    Task* t, Py_ssize_t index, real* dgamma, real* dbeta,
+    real* x_scratch, real* dy_scratch, real* dx_scratch, Writer* writer,
+) noexcept nogil:
+    cdef RowSums total, part
+    cdef Py_ssize_t piece, start = 0, length
+    total.h, total.hx = 0, 0
+    for piece in range(t.pieces):
+        part = piece_sums(t, index, piece, x_scratch, dy_scratch)
+        total.h += part.h
+        total.hx += part.hx
+    while start < t.n:
+        length = min(t.n - start, <Py_ssize_t> CHUNK)
+        chunk_gradients(
+            t, index, start, length, total, dgamma + start, dbeta + start,
+            x_scratch, dy_scratch, dx_scratch, writer,
+        )
+        start += length
+
+
+cdef inline void backward_rows(
+    Task* t, Py_ssize_t index, Py_ssize_t last, double* partial, real* sums,
+    real* x_scratch, real* dy_scratch, real* dx_scratch, Writer* writer,
+) noexcept nogil:
+    cdef Py_ssize_t count, unflushed = 0
     while index < last:
         count = min(max(t.group // 2, <Py_ssize_t> 1), last - index)  # of x and of dy
-        ahead = count * t.n if t.streams and index + 2 * count <= t.rows else 0
-        for k in range(count):
-            totals[k].h, totals[k].hx = 0, 0
-            for piece in range(t.pieces):
-                part = piece_sums(t, x, dy, index + k, piece, ahead)
-                totals[k].h += part.h
-                totals[k].hx += part.hx
-        for k in range(count):
-            gradients(t, x, dy, dx, sums, sums + t.n, index + k, 0, t.n, totals[k], &writer, ahead)
+        if t.n <= CHUNK:
+            backward_group(
+                t, index, count, sums, sums + t.n, x_scratch, dy_scratch, dx_scratch, writer
+            )
+        else:
+            backward_long_row(
+                t, index, sums, sums + t.n, x_scratch, dy_scratch, dx_scratch, writer
+            )
         index += count
         unflushed += count
         if unflushed >= FLUSH_ROWS or index == last:
             flush_sums(partial, sums, 2 * t.n)
             unflushed = 0
+
+
+cdef inline void backward_typed(
+    Task* t, Py_ssize_t first, Py_ssize_t last, double* partial, real* sums,
+    real* x_scratch, real* dy_scratch, real* dx_scratch,
+) noexcept nogil:
+    cdef Writer writer
+    open_writer(&writer, t.streams, t.y.direct)
+    if t.n < NARROW:
+        backward_narrow(t, first, last, partial, x_scratch, dx_scratch, &writer)
+    else:
+        backward_rows(
+            t, first, last, partial, sums, x_scratch, dy_scratch, dx_scratch, &writer
+        )
     flush(&writer)
 
 
@@ -155,15 +242,19 @@ cdef inline void backward_block(void* task, Py_ssize_t block) noexcept nogil:
     cdef Py_ssize_t first = block * t.rows_per_block
     cdef Py_ssize_t last = min(first + t.rows_per_block, t.rows)
     cdef Py_ssize_t offset = 2 * block * t.n
+    cdef double* partial = t.partials + offset
+    cdef Scratch x
+    cdef Scratch dy
+    cdef Scratch dx
     if t.dtype == FLOAT32:
-        backward_rows(
-            t, <const float*> t.x, <const float*> t.dy, <float*> t.y,
-            t.partials + offset, <float*> t.sums + offset, first, last,
+        backward_typed(
+            t, first, last, partial, <float*> t.sums + offset,
+            x.of_float, dy.of_float, dx.of_float,
         )
     else:
-        backward_rows(
-            t, <const double*> t.x, <const double*> t.dy, <double*> t.y,
-            t.partials + offset, <double*> t.sums + offset, first, last,
+        backward_typed(
+            t, first, last, partial, <double*> t.sums + offset,
+            x.of_double, dy.of_double, dx.of_double,
         )
 
 
@@ -201,15 +292,16 @@ cdef inline void sums_block(void* task, Py_ssize_t block) noexcept nogil:
     """The row sums of one piece."""
     cdef Task* t = <Task*> task
     cdef Py_ssize_t index = block // t.pieces, piece = block % t.pieces
-    cdef RowSums* sums = &t.row_sums[block]
+    cdef Scratch x
+    cdef Scratch dy
     if t.dtype == FLOAT32:
-        sums[0] = piece_sums(t, <const float*> t.x, <const float*> t.dy, index, piece, 0)
+        t.row_sums[block] = piece_sums(t, index, piece, x.of_float, dy.of_float)
     else:
-        sums[0] = piece_sums(t, <const double*> t.x, <const double*> t.dy, index, piece, 0)
+        t.row_sums[block] = piece_sums(t, index, piece, x.of_double, dy.of_double)
 
 
 cdef inline void column_gradients(
-    Task* t, const real* x, const real* dy, real* dx, Py_ssize_t start
+    Task* t, Py_ssize_t start, real* x_scratch, real* dy_scratch, real* dx_scratch
 ) noexcept nogil:
     """A chunk of columns in all rows, of which there are few: their parameter gradients end
     here."""
@@ -221,10 +313,11 @@ cdef inline void column_gradients(
     for i in range(n):
         dgamma[i], dbeta[i] = 0, 0
         totals[i], totals[n + i] = 0, 0
-    open_writer(&writer, t.streams)
+    open_writer(&writer, t.streams, t.y.direct)
     for index in range(t.rows):
-        gradients(
-            t, x, dy, dx, dgamma, dbeta, index, start, n, t.row_sums[index * t.pieces], &writer, 0
+        chunk_gradients(
+            t, index, start, n, t.row_sums[index * t.pieces], dgamma, dbeta,
+            x_scratch, dy_scratch, dx_scratch, &writer,
         )
         if (index + 1) % FLUSH_ROWS == 0 or index + 1 == t.rows:
             flush_sums(totals, dgamma, n)
@@ -236,14 +329,13 @@ cdef inline void column_gradients(
 
 cdef inline void columns_block(void* task, Py_ssize_t block) noexcept nogil:
     cdef Task* t = <Task*> task
+    cdef Scratch x
+    cdef Scratch dy
+    cdef Scratch dx
     if t.dtype == FLOAT32:
-        column_gradients(
-            t, <const float*> t.x, <const float*> t.dy, <float*> t.y, block * CHUNK
-        )
+        column_gradients(t, block * CHUNK, x.of_float, dy.of_float, dx.of_float)
     else:
-        column_gradients(
-            t, <const double*> t.x, <const double*> t.dy, <double*> t.y, block * CHUNK
-        )
+        column_gradients(t, block * CHUNK, x.of_double, dy.of_double, dx.of_double)
 
 
 cdef inline bint backward_pieces(Task* t, int num_threads) noexcept nogil:

@@ -1,101 +1,153 @@
-"""The forward pass of layer norm: y = (x - mean)·rstd·gamma + beta, row by row."""
+"""The forward pass of layer and RMS norm, row by row: y = x̂·gamma + beta with
+x̂ = (x - mean)·rstd, or x·rstd."""
 
 from libc.stdlib cimport free, malloc
 
 from fastnorm._kernels.arrays cimport FLOAT32, real
-from fastnorm._kernels.layer_norm_task cimport GROUP, PIECE, RowStatistics, Task, elements_after
-from fastnorm._kernels.layer_norm_task cimport piece_length, shifted
+from fastnorm._kernels.layer_norm_narrow cimport forward_narrow
+from fastnorm._kernels.layer_norm_task cimport GROUP, NARROW, PIECE, RowMap, Task
+from fastnorm._kernels.layer_norm_task cimport finish_statistics, piece_length, row_map, shifted
 from fastnorm._kernels.memory cimport Writer, flush, open_writer, place
-from fastnorm._kernels.moments cimport Moments, chunk_centre, is_usable, low_part, merge
-from fastnorm._kernels.moments cimport merge_chunk, no_moments, reciprocal_std, rescue, row_moments
+from fastnorm._kernels.moments cimport Moments, chunk_centre, chunk_squares, chunk_sums, merge
+from fastnorm._kernels.moments cimport merge_chunk, no_moments
+from fastnorm._kernels.operands cimport Scratch, load_block, result_block, store_block
 from fastnorm._kernels.rows cimport CHUNK, row_affine
 from fastnorm._pool cimport parallel_for
 
 
-cdef inline RowStatistics finish_statistics(Task* t, const real* x, Moments m) noexcept nogil:
-    cdef RowStatistics row
-    cdef double var = m.m2 / t.n
-    row.mean = m.mean
-    row.rstd = reciprocal_std(var, t.eps)
-    if not is_usable(var + t.eps, t.dtype):
-        rescue(x, 1, t.n, t.n, True, t.eps, &row.mean, &var, &row.rstd)
-    return row
+cdef inline void group_statistics(
+    Task* t, const real* x, Py_ssize_t stride, Py_ssize_t index, Py_ssize_t count,
+    Py_ssize_t ahead, double* restrict mean, double* restrict rstd,
+) noexcept nogil:
+    """Of rows of a chunk at most. One pass over all of them, then the other: each row's passes wait
+    for one another, those of different rows do not."""
+    cdef real centres[GROUP]
+    cdef double m2[GROUP]
+    cdef double total
+    cdef Py_ssize_t k
+    if not t.centred:
+        for k in range(count):
+            mean[k], m2[k] = 0, chunk_squares(x + k * stride, t.n, ahead)
+    else:
+        for k in range(count):
+            centres[k] = chunk_centre(x + k * stride, t.n)
+        for k in range(count):
+            chunk_sums(x + k * stride, t.n, centres[k], ahead, &mean[k], &m2[k])
+        for k in range(count):
+            total = mean[k]
+            mean[k] = centres[k] + total / t.n
+            m2[k] = m2[k] - total * (total / t.n)
+            m2[k] = 0 if m2[k] < 0 else m2[k]  # by rounding, in a constant row; NaN stays NaN
+    finish_statistics(t, index, count, mean, m2, rstd)
 
 
-cdef inline void keep_statistics(Task* t, Py_ssize_t index, RowStatistics row) noexcept nogil:
-    if t.mean != NULL:
-        t.mean[index] = row.mean
-        t.rstd[index] = row.rstd
+cdef inline Moments piece_moments(
+    Task* t, Py_ssize_t index, Py_ssize_t start, Py_ssize_t n, real* scratch
+) noexcept nogil:
+    """Of n elements of a row, chunk by chunk."""
+    cdef Moments m = no_moments()
+    cdef Py_ssize_t stop = start + n, offset, length, stride
+    cdef const real* x
+    while start < stop:
+        length = min(stop - start, <Py_ssize_t> CHUNK)
+        offset = index * t.n + start
+        x = load_block(&t.x, offset, length, 1, length, scratch, &stride)
+        merge_chunk(
+            &m, x, length, t.centred,
+            length if t.x.direct and offset + 2 * length <= t.rows * t.n else 0,
+        )
+        start += length
+    return m
 
 
 cdef inline void normalize(
-    const real* x, real* y, const real* gamma, const real* beta, Py_ssize_t n, RowStatistics row,
-    Writer* writer,
+    Task* t, const real* x, real* y, Py_ssize_t start, Py_ssize_t n, RowMap m, Writer* writer
 ) noexcept nogil:
-    """A row or a piece of it. The mean is high + low; the low part goes into the shift."""
-    cdef real high = <real> row.mean
-    cdef real shift = <real> (-low_part(row.mean, high) * row.rstd)
+    """n elements of a row from `start` on."""
+    cdef const real* gamma = shifted(<const real*> t.gamma, start)
+    cdef const real* beta = shifted(<const real*> t.beta, start)
     cdef Py_ssize_t i = 0, length
     cdef real* target
     while i < n:
         length = n - i
         target = place(writer, y + i, &length)
         row_affine(
-            x + i, target, length, high, <real> row.rstd, shift,
+            x + i, target, length, <real> m.high, <real> m.rstd, <real> m.shift, t.centred,
             shifted(gamma, i), shifted(beta, i),
         )
         i += length
 
 
-cdef inline void group_moments(
-    Task* t, const real* x, Py_ssize_t count, Py_ssize_t available, Moments* moments
-) noexcept nogil:
-    """Of `count` adjacent rows. One pass over all of them, then the other: each row's passes wait
-    for one another, those of different rows do not. `available`: elements from x on."""
-    cdef real centres[GROUP]
-    cdef Py_ssize_t k, piece, offset
-    for k in range(count):
-        moments[k] = no_moments()
-    if t.n <= CHUNK:
-        for k in range(count):
-            centres[k] = chunk_centre(x + k * t.n, t.n)
-        for k in range(count):
-            offset = k * t.n
-            merge_chunk(
-                &moments[k], x + offset, t.n, centres[k],
-                count * t.n if offset + (count + 1) * t.n <= available else 0,
-            )
-    else:
-        for k in range(count):
-            for piece in range(t.pieces):
-                offset = k * t.n + piece * PIECE
-                merge(
-                    &moments[k],
-                    row_moments(x + offset, piece_length(t, piece), available - offset),
-                )
-
-
 cdef inline void forward_rows(
-    Task* t, const real* x, real* y, Py_ssize_t first, Py_ssize_t last
+    Task* t, Py_ssize_t index, Py_ssize_t last, real* x_scratch, real* y_scratch, Writer* writer
 ) noexcept nogil:
-    cdef Moments moments[GROUP]
-    cdef RowStatistics rows[GROUP]
-    cdef Py_ssize_t index = first, k, offset, count
-    cdef Writer writer
-    open_writer(&writer, t.streams)
+    """Rows of a chunk at most, a group at a time."""
+    cdef double mean[GROUP]
+    cdef double rstd[GROUP]
+    cdef Py_ssize_t k, offset, count, ahead, x_stride, y_stride
+    cdef const real* x
+    cdef real* y
     while index < last:
         count = min(t.group, last - index)
         offset = index * t.n
-        group_moments(t, x + offset, count, elements_after(t, index), moments)
-        for k in range(count):
-            rows[k] = finish_statistics(t, x + offset + k * t.n, moments[k])
-            keep_statistics(t, index + k, rows[k])
+        ahead = count * t.n if t.x.direct and index + 2 * count <= t.rows else 0
+        x = load_block(&t.x, offset, t.n, count, t.n, x_scratch, &x_stride)
+        y = result_block(&t.y, offset, t.n, t.n, y_scratch, &y_stride)
+        group_statistics(t, x, x_stride, index, count, ahead, mean, rstd)
         for k in range(count):
             normalize(
-                x + offset + k * t.n, y + offset + k * t.n,
-                <const real*> t.gamma, <const real*> t.beta, t.n, rows[k], &writer,
+                t, x + k * x_stride, y + k * y_stride, 0, t.n, row_map(t, mean[k], rstd[k]), writer
             )
+        store_block(&t.y, offset, t.n, count, t.n, y, y_stride, writer)
         index += count
+
+
+cdef inline void normalize_long(
+    Task* t, Py_ssize_t index, Py_ssize_t start, Py_ssize_t n, RowMap m,
+    real* x_scratch, real* y_scratch, Writer* writer,
+) noexcept nogil:
+    """n elements of a row, chunk by chunk."""
+    cdef Py_ssize_t stop = start + n, length, offset, stride
+    cdef const real* x
+    cdef real* y
+    while start < stop:
+        length = min(stop - start, <Py_ssize_t> CHUNK)
+        offset = index * t.n + start
+        x = load_block(&t.x, offset, length, 1, length, x_scratch, &stride)
+        y = result_block(&t.y, offset, length, length, y_scratch, &stride)
+        normalize(t, x, y, start, length, m, writer)
+        store_block(&t.y, offset, length, 1, length, y, stride, writer)
+        start += length
+
+
+cdef inline void forward_long_rows(
+    Task* t, Py_ssize_t index, Py_ssize_t last, real* x_scratch, real* y_scratch, Writer* writer
+) noexcept nogil:
+    cdef Moments m
+    cdef double rstd
+    cdef Py_ssize_t piece
+    while index < last:
+        m = no_moments()
+        for piece in range(t.pieces):
+            merge(&m, piece_moments(t, index, piece * PIECE, piece_length(t, piece), x_scratch))
+        finish_statistics(t, index, 1, &m.mean, &m.m2, &rstd)
+        normalize_long(
+            t, index, 0, t.n, row_map(t, m.mean, rstd), x_scratch, y_scratch, writer
+        )
+        index += 1
+
+
+cdef inline void forward_typed(
+    Task* t, Py_ssize_t first, Py_ssize_t last, real* x_scratch, real* y_scratch
+) noexcept nogil:
+    cdef Writer writer
+    open_writer(&writer, t.streams, t.y.direct)
+    if t.n < NARROW:
+        forward_narrow(t, first, last, x_scratch, y_scratch, &writer)
+    elif t.n <= CHUNK:
+        forward_rows(t, first, last, x_scratch, y_scratch, &writer)
+    else:
+        forward_long_rows(t, first, last, x_scratch, y_scratch, &writer)
     flush(&writer)
 
 
@@ -103,45 +155,41 @@ cdef inline void forward_block(void* task, Py_ssize_t block) noexcept nogil:
     cdef Task* t = <Task*> task
     cdef Py_ssize_t first = block * t.rows_per_block
     cdef Py_ssize_t last = min(first + t.rows_per_block, t.rows)
+    cdef Scratch x
+    cdef Scratch y
     if t.dtype == FLOAT32:
-        forward_rows(t, <const float*> t.x, <float*> t.y, first, last)
+        forward_typed(t, first, last, x.of_float, y.of_float)
     else:
-        forward_rows(t, <const double*> t.x, <double*> t.y, first, last)
+        forward_typed(t, first, last, x.of_double, y.of_double)
 
 
 cdef inline void moments_block(void* task, Py_ssize_t block) noexcept nogil:
     """The moments of one piece."""
     cdef Task* t = <Task*> task
-    cdef Py_ssize_t piece = block % t.pieces, length = piece_length(t, piece)
-    cdef Py_ssize_t offset = block // t.pieces * t.n + piece * PIECE
+    cdef Py_ssize_t index = block // t.pieces, piece = block % t.pieces
+    cdef Py_ssize_t start = piece * PIECE, length = piece_length(t, piece)
+    cdef Scratch x
     if t.dtype == FLOAT32:
-        t.moments[block] = row_moments(<const float*> t.x + offset, length, length)
+        t.moments[block] = piece_moments(t, index, start, length, x.of_float)
     else:
-        t.moments[block] = row_moments(<const double*> t.x + offset, length, length)
-
-
-cdef inline void normalize_piece(
-    Task* t, const real* x, real* y, Py_ssize_t index, Py_ssize_t piece
-) noexcept nogil:
-    cdef Py_ssize_t start = piece * PIECE, offset = index * t.n + start
-    cdef Writer writer
-    open_writer(&writer, t.streams)
-    normalize(
-        x + offset, y + offset, shifted(<const real*> t.gamma, start),
-        shifted(<const real*> t.beta, start), piece_length(t, piece), t.statistics[index],
-        &writer,
-    )
-    flush(&writer)
+        t.moments[block] = piece_moments(t, index, start, length, x.of_double)
 
 
 cdef inline void normalize_block(void* task, Py_ssize_t block) noexcept nogil:
     """One piece."""
     cdef Task* t = <Task*> task
     cdef Py_ssize_t index = block // t.pieces, piece = block % t.pieces
+    cdef Py_ssize_t start = piece * PIECE, length = piece_length(t, piece)
+    cdef RowMap m = t.maps[index]
+    cdef Scratch x
+    cdef Scratch y
+    cdef Writer writer
+    open_writer(&writer, t.streams, t.y.direct)
     if t.dtype == FLOAT32:
-        normalize_piece(t, <const float*> t.x, <float*> t.y, index, piece)
+        normalize_long(t, index, start, length, m, x.of_float, y.of_float, &writer)
     else:
-        normalize_piece(t, <const double*> t.x, <double*> t.y, index, piece)
+        normalize_long(t, index, start, length, m, x.of_double, y.of_double, &writer)
+    flush(&writer)
 
 
 cdef inline bint forward_pieces(Task* t, int num_threads) noexcept nogil:
@@ -149,21 +197,19 @@ cdef inline bint forward_pieces(Task* t, int num_threads) noexcept nogil:
     memory."""
     cdef Py_ssize_t index, piece, blocks = t.rows * t.pieces
     cdef Moments m
+    cdef double rstd
     t.moments = <Moments*> malloc(blocks * sizeof(Moments))
-    t.statistics = <RowStatistics*> malloc(t.rows * sizeof(RowStatistics))
-    cdef bint has_memory = t.moments != NULL and t.statistics != NULL
+    t.maps = <RowMap*> malloc(t.rows * sizeof(RowMap))
+    cdef bint has_memory = t.moments != NULL and t.maps != NULL
     if has_memory:
         parallel_for(moments_block, t, blocks, num_threads)
         for index in range(t.rows):
             m = no_moments()
             for piece in range(t.pieces):
                 merge(&m, t.moments[index * t.pieces + piece])
-            if t.dtype == FLOAT32:
-                t.statistics[index] = finish_statistics(t, <const float*> t.x + index * t.n, m)
-            else:
-                t.statistics[index] = finish_statistics(t, <const double*> t.x + index * t.n, m)
-            keep_statistics(t, index, t.statistics[index])
+            finish_statistics(t, index, 1, &m.mean, &m.m2, &rstd)
+            t.maps[index] = row_map(t, m.mean, rstd)
         parallel_for(normalize_block, t, blocks, num_threads)
     free(t.moments)
-    free(t.statistics)
+    free(t.maps)
     return has_memory

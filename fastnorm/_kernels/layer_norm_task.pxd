@@ -1,20 +1,22 @@
-"""The task of layer norm's passes, and the parts that rows are cut into."""
+"""The task of layer and RMS norm, the parts that rows are cut into, and a row's two numbers."""
 
-from fastnorm._kernels.arrays cimport Dtype, Vector, itemsize_of, real
+from libc.math cimport sqrt
+
+from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport ceil_div, rows_per_block
-from fastnorm._kernels.moments cimport Moments
+from fastnorm._kernels.moments cimport Extent, Moments, is_usable, rescue
+from fastnorm._kernels.operands cimport Operand
+from fastnorm._kernels.vectors cimport Vector
 
 cdef enum:
     GROUP = 16                  # rows, at most, that go through the passes together
-    GROUP_BYTES = 16384         # half of L1
+    GROUP_BYTES = 16384         # and bytes of them: half of L1
+    NARROW = 64                 # shorter rows become columns,
+    SIDE_BY_SIDE = 32           # so many of them
     PIECE = 16384               # elements of a long row
     FEW_ROWS = 64               # fewer rows than this, if they are long, are cut into pieces
     # Rows whose parameter gradients are added up in the type of x before they go into double.
     FLUSH_ROWS = 32
-
-
-cdef struct RowStatistics:
-    double mean, rstd
 
 
 # Two sums over a row, or a piece of it: Σh and Σ(h·x̂).
@@ -22,41 +24,47 @@ cdef struct RowSums:
     double h, hx
 
 
+# What x̂ = (x - high)·rstd + shift needs to know: the mean is high + low, and the low part goes into
+# the shift.
+cdef struct RowMap:
+    double high, rstd, shift
+
+
 cdef struct Task:
-    Dtype dtype
+    Dtype dtype                 # that is computed in
+    bint centred                # layer norm; RMS norm takes the mean as 0
     Py_ssize_t rows, n          # the view (M, N)
     Py_ssize_t rows_per_block
     Py_ssize_t group            # rows that go through the passes together
     Py_ssize_t pieces           # of a row
     bint streams                # see memory.pxd
-    const void* x               # (M, N)
-    const void* dy              # (M, N)
-    void* y                     # (M, N), y or dx
+    Operand x                   # (M, N)
+    Operand dy                  # (M, N)
+    Operand y                   # (M, N), y or dx
     const void* gamma           # (N,) or NULL
     const void* beta            # (N,) or NULL
     double eps
     double* mean                # (M,) or NULL
     double* rstd                # (M,) or NULL
     Moments* moments            # (M, pieces)
-    RowStatistics* statistics   # (M,)
+    RowMap* maps                # (M,)
     RowSums* row_sums           # (M, pieces)
     double* partials            # (blocks, 2, N): dgamma and dbeta of a block
-    void* sums                  # (blocks, 2, N): the same of at most FLUSH_ROWS rows, in x's type
+    void* sums                  # (blocks, 2, N): the same of at most FLUSH_ROWS rows, in `dtype`
     Vector dgamma
     Vector dbeta
 
 
-cdef inline void set_view(Task* t, Dtype dtype, Py_ssize_t rows, Py_ssize_t n) noexcept nogil:
-    t.dtype = dtype
+cdef inline void set_view(
+    Task* t, Dtype dtype, bint centred, Py_ssize_t rows, Py_ssize_t n
+) noexcept nogil:
+    t.dtype, t.centred = dtype, centred
     t.rows, t.n = rows, n
     t.pieces = ceil_div(n, PIECE)
     t.rows_per_block = rows_per_block(rows, n * itemsize_of(dtype))
-    t.group = max(min(GROUP_BYTES // (n * itemsize_of(dtype)), <Py_ssize_t> GROUP), <Py_ssize_t> 1)
-
-
-cdef inline Py_ssize_t elements_after(Task* t, Py_ssize_t index) noexcept nogil:
-    """From the row `index` on."""
-    return (t.rows - index) * t.n
+    t.group = max(
+        min(GROUP_BYTES // (n * itemsize_of(dtype)), <Py_ssize_t> GROUP), <Py_ssize_t> 1
+    )
 
 
 cdef inline bint is_cut(Task* t) noexcept nogil:
@@ -69,3 +77,43 @@ cdef inline Py_ssize_t piece_length(Task* t, Py_ssize_t piece) noexcept nogil:
 
 cdef inline const real* shifted(const real* parameter, Py_ssize_t offset) noexcept nogil:
     return NULL if parameter == NULL else parameter + offset
+
+
+cdef inline void finish_statistics(
+    Task* t, Py_ssize_t index, Py_ssize_t count, double* mean, const double* m2,
+    double* restrict rstd,
+) noexcept nogil:
+    """Of `count` rows at once, so that roots and quotients are those of vectors."""
+    cdef double var[SIDE_BY_SIDE]
+    cdef Extent row
+    cdef Py_ssize_t k
+    for k in range(count):
+        var[k] = m2[k] / t.n
+        rstd[k] = 1 / sqrt(var[k] + t.eps)
+    for k in range(count):
+        if not is_usable(var[k] + t.eps, t.dtype):
+            row.first, row.step, row.planes, row.s = (index + k) * t.n, t.n, 1, t.n
+            rescue(&t.x, row, t.centred, t.eps, &mean[k], &var[k], &rstd[k])
+    if t.rstd != NULL:
+        for k in range(count):
+            t.rstd[index + k] = rstd[k]
+    if t.mean != NULL:
+        for k in range(count):
+            t.mean[index + k] = mean[k]
+
+
+cdef inline double high_part(double value, Dtype dtype) noexcept nogil:
+    """The value to the digits of the type."""
+    return <double> <float> value if dtype == FLOAT32 else value
+
+
+cdef inline RowMap row_map(Task* t, double mean, double rstd) noexcept nogil:
+    cdef RowMap m
+    m.high, m.rstd = high_part(mean, t.dtype), rstd
+    m.shift = -(mean - m.high) * rstd
+    return m
+
+
+cdef inline RowMap kept_map(Task* t, Py_ssize_t index) noexcept nogil:
+    """From what the forward pass kept of a row."""
+    return row_map(t, t.mean[index] if t.centred else 0, t.rstd[index])

@@ -44,6 +44,15 @@ typedef struct {
     _Alignas(FASTNORM_LINE) char bytes[512];
 } fastnorm_sink;
 
+/* Memory for a block of an array that is strided or of another type: see operands.pxd. */
+#define FASTNORM_SCRATCH_ROWS 16
+#define FASTNORM_SCRATCH 4096
+
+typedef union {
+    _Alignas(FASTNORM_LINE) float of_float[FASTNORM_SCRATCH + 16 * FASTNORM_SCRATCH_ROWS]; /* rows begin on lines */
+    _Alignas(FASTNORM_LINE) double of_double[FASTNORM_SCRATCH + 16 * FASTNORM_SCRATCH_ROWS];
+} fastnorm_scratch;
+
 /* A copy to the begin of a cache line, whose whole lines go to memory without being read first. The pool issues the
    fence. */
 static inline void fastnorm_stream(void *to, const fastnorm_sink *sink, ptrdiff_t num_bytes)

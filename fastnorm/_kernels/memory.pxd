@@ -28,12 +28,14 @@ cdef inline bint streams(Py_ssize_t num_bytes) noexcept nogil:
 cdef struct Writer:
     Sink sink
     bint streams
+    bint direct                 # results are computed where they belong, or in the sink
     char* begin                 # where the content of the sink belongs
     Py_ssize_t held             # bytes of it
 
 
-cdef inline void open_writer(Writer* w, bint streams) noexcept nogil:
-    w.streams, w.begin, w.held = streams, NULL, 0
+cdef inline void open_writer(Writer* w, bint streams, bint direct) noexcept nogil:
+    """Not direct: results are computed elsewhere, and come here as bytes."""
+    w.streams, w.direct, w.begin, w.held = streams, direct, NULL, 0
 
 
 cdef inline void flush(Writer* w) noexcept nogil:
@@ -42,24 +44,32 @@ cdef inline void flush(Writer* w) noexcept nogil:
         w.held = 0
 
 
-cdef inline real* place(Writer* w, real* y, Py_ssize_t* n) noexcept nogil:
-    """Where to compute what belongs to y, n elements, and in n, how many of them. The writer must
-    be flushed after the last."""
-    cdef char* p = <char*> y
-    cdef Py_ssize_t size = sizeof(real), begun, room
-    cdef real* target
+cdef inline char* place_bytes(
+    Writer* w, char* p, Py_ssize_t size, Py_ssize_t* n
+) noexcept nogil:
+    """Where to compute what belongs to p, n elements of `size` bytes, and in n, how many of them.
+    The writer must be flushed after the last."""
+    cdef Py_ssize_t begun, room
+    cdef char* target
     if not w.streams:
-        return y
+        return p
     if w.held + size > <Py_ssize_t> sizeof(Sink) or p != w.begin + w.held:
         flush(w)
     if w.held == 0:
         begun = <Py_ssize_t> (<uintptr_t> p % LINE)
         if begun:  # in place, up to the next line
             n[0] = min(n[0], max((LINE - begun) // size, <Py_ssize_t> 1))
-            return y
+            return p
         w.begin = p
     room = <Py_ssize_t> sizeof(Sink) - w.held
     n[0] = min(n[0], room // size)
-    target = <real*> (w.sink.bytes + w.held)
+    target = w.sink.bytes + w.held
     w.held += n[0] * size
     return target
+
+
+cdef inline real* place(Writer* w, real* y, Py_ssize_t* n) noexcept nogil:
+    """The same for a result that is computed where it belongs."""
+    if not w.direct:
+        return y
+    return <real*> place_bytes(w, <char*> y, sizeof(real), n)

@@ -4,10 +4,12 @@ Chunks are combined by Chan's formula (Chan, Golub and LeVeque, The American Sta
 Σx² - (Σx)²/n is never formed: it loses all digits where the mean is large.
 """
 
-from libc.math cimport fabs, frexp, isfinite, ldexp, sqrt
+from libc.math cimport INFINITY, fabs, frexp, isfinite, ldexp, sqrt
 
-from fastnorm._kernels.arrays cimport FLOAT32, Dtype, real
-from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, add_centred_sums, clear, fold, row_sum
+from fastnorm._kernels.arrays cimport FLOAT32, FLOAT64, Dtype, real
+from fastnorm._kernels.operands cimport Operand, read_elements
+from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, add_centred_sums, add_squares, clear, fold
+from fastnorm._kernels.rows cimport row_sum
 
 
 cdef struct Moments:
@@ -54,33 +56,38 @@ cdef inline real chunk_centre(const real* x, Py_ssize_t n) noexcept nogil:
     return <real> (row_sum(x, n) / n)
 
 
-cdef inline void merge_chunk(
-    Moments* a, const real* x, Py_ssize_t n, real centre, Py_ssize_t ahead
+cdef inline void chunk_sums(
+    const real* x, Py_ssize_t n, real centre, Py_ssize_t ahead, double* total, double* squares
 ) noexcept nogil:
-    """The second pass. Σ(x - centre) is what the rounding of the centre left over of the mean."""
+    """The second pass: Σ(x - centre), which is what the rounding of the centre left over of the
+    mean, and Σ(x - centre)²."""
     cdef real lanes[ALL_LANES]
-    cdef real squares[ALL_LANES]
+    cdef real others[ALL_LANES]
     clear(lanes)
-    clear(squares)
-    add_centred_sums(x, n, centre, lanes, squares, ahead)
-    merge_centred(a, n, centre, fold(lanes), fold(squares))
+    clear(others)
+    add_centred_sums(x, n, centre, lanes, others, ahead)
+    total[0], squares[0] = fold(lanes), fold(others)
 
 
-cdef inline Moments row_moments(
-    const real* x, Py_ssize_t n, Py_ssize_t available
+cdef inline double chunk_squares(const real* x, Py_ssize_t n, Py_ssize_t ahead) noexcept nogil:
+    """Σx²"""
+    cdef real lanes[ALL_LANES]
+    clear(lanes)
+    add_squares(x, n, lanes, ahead)
+    return fold(lanes)
+
+
+cdef inline void merge_chunk(
+    Moments* a, const real* x, Py_ssize_t n, bint centred, Py_ssize_t ahead
 ) noexcept nogil:
-    """Moments of a piece of a row, chunk by chunk. After it come elements that are wanted next:
-    `available` says how many there are from x on."""
-    cdef Moments m = no_moments()
-    cdef Py_ssize_t i = 0, length
-    while i < n:
-        length = min(n - i, <Py_ssize_t> CHUNK)
-        merge_chunk(
-            &m, x + i, length, chunk_centre(x + i, length),
-            length if i + 2 * length <= available else 0,
-        )
-        i += length
-    return m
+    """Both passes over a chunk; not centred: about 0."""
+    cdef real centre = chunk_centre(x, n) if centred else <real> 0
+    cdef double total = 0, squares
+    if centred:
+        chunk_sums(x, n, centre, ahead, &total, &squares)
+    else:
+        squares = chunk_squares(x, n, ahead)
+    merge_centred(a, n, centre, total, squares)
 
 
 # A mean in two parts: `high` has the digits of the type, `low` is what they leave over. x - high is
@@ -97,45 +104,79 @@ cdef inline double reciprocal_std(double var, double eps) noexcept nogil:
 
 cdef inline bint is_usable(double var, Dtype dtype) noexcept nogil:
     """False where squares overflowed, or underflowed to less than a few digits: see `rescue`."""
-    return (1e-30 if dtype == FLOAT32 else 1e-290) < var < 1e+300
+    return (1e-290 if dtype == FLOAT64 else 1e-30) < var < 1e+300
+
+
+cdef enum:
+    FEW_ELEMENTS = 256
+
+
+cdef struct Extent:
+    Py_ssize_t first, step      # index of the first plane, and from one to the next
+    Py_ssize_t planes, s        # how many, and of how many elements
+
+
+cdef inline double largest_of(const Operand* x, Extent e) noexcept nogil:
+    """max |x|, or infinity where a value is NaN or infinite."""
+    cdef double values[FEW_ELEMENTS]
+    cdef double largest = 0
+    cdef Py_ssize_t i, j, k, n
+    for i in range(e.planes):
+        j = 0
+        while j < e.s:
+            n = min(e.s - j, <Py_ssize_t> FEW_ELEMENTS)
+            read_elements(x, e.first + i * e.step + j, n, values)
+            for k in range(n):
+                if not isfinite(values[k]):
+                    return INFINITY
+                largest = max(largest, fabs(values[k]))
+            j += n
+    return largest
+
+
+cdef inline void scaled_sums(
+    const Operand* x, Extent e, double scale, double centre, double* total, double* squares
+) noexcept nogil:
+    """Σd and Σd², d = x·scale - centre"""
+    cdef double values[FEW_ELEMENTS]
+    cdef double d
+    cdef Py_ssize_t i, j, k, n
+    total[0], squares[0] = 0, 0
+    for i in range(e.planes):
+        j = 0
+        while j < e.s:
+            n = min(e.s - j, <Py_ssize_t> FEW_ELEMENTS)
+            read_elements(x, e.first + i * e.step + j, n, values)
+            for k in range(n):
+                d = values[k] * scale - centre
+                total[0] += d
+                squares[0] += d * d
+            j += n
 
 
 cdef inline bint rescue(
-    const real* x, Py_ssize_t n, Py_ssize_t stride, Py_ssize_t s, bint centred, double eps,
-    double* mean, double* var, double* rstd,
+    const Operand* x, Extent e, bint centred, double eps, double* mean, double* var, double* rstd
 ) noexcept nogil:
-    """The second path, rare and slow: moments of n planes of s elements, computed in double on
-    values scaled by a power of two, which is exact. Returns False, having stored nothing, where a
-    value is NaN or infinite or all of them are equal: then the first path's answer stands.
+    """The second path, rare and slow: moments computed in double on values scaled by a power of
+    two, which is exact. Returns False, having stored nothing, where a value is NaN or infinite or
+    all of them are equal: then the first path's answer stands.
 
     centred false takes the mean as 0: var is then the mean square, and rstd its reciprocal root."""
-    cdef Py_ssize_t i, j, count = n * s
-    cdef double largest = 0, total = 0, m2 = 0, left_over = 0, centre, scale, d
+    cdef Py_ssize_t count = e.planes * e.s
+    cdef double largest = largest_of(x, e), total = 0, m2 = 0, centre = 0, scale
     cdef int exponent = 0
-    for i in range(n):
-        for j in range(s):
-            d = fabs(<double> x[i * stride + j])
-            if not isfinite(d):
-                return False
-            largest = max(largest, d)
-    if largest == 0:
+    if largest == 0 or largest == INFINITY:
         return False
     frexp(largest, &exponent)
     exponent = max(exponent, -1000)  # 2**1000 is still finite where the values are subnormal
     scale = ldexp(1, -exponent)
     if centred:
-        for i in range(n):
-            for j in range(s):
-                total += x[i * stride + j] * scale
-    centre = total / count
-    for i in range(n):
-        for j in range(s):
-            d = x[i * stride + j] * scale - centre
-            left_over += d
-            m2 += d * d
+        scaled_sums(x, e, scale, 0, &total, &m2)
+        centre = total / count
+    scaled_sums(x, e, scale, centre, &total, &m2)
     if centred:
-        m2 -= left_over * (left_over / count)
-        centre += left_over / count
+        m2 -= total * (total / count)
+        centre += total / count
     if m2 <= 0:
         return False
     mean[0] = ldexp(centre, exponent)

@@ -194,23 +194,31 @@ cdef inline void row_scale_shift(
         y[i] = (x[i] - centre) * scale + shift
 
 
-cdef inline void row_affine(
-    const real* x, real* restrict y, Py_ssize_t n, real centre, real scale, real shift,
-    const real* gamma, const real* beta,
+cdef inline real standard(
+    real x, real centre, real rstd, real shift, bint centred
 ) noexcept nogil:
-    """y = ((x - centre)·scale + shift)·gamma + beta, where gamma, beta or both may be NULL."""
+    """x̂"""
+    return (x - centre) * rstd + shift if centred else x * rstd
+
+
+cdef inline void row_affine(
+    const real* x, real* restrict y, Py_ssize_t n, real centre, real rstd, real shift,
+    bint centred, const real* gamma, const real* beta,
+) noexcept nogil:
+    """y = x̂·gamma + beta, where gamma, beta or both may be NULL."""
     cdef Py_ssize_t i
     if gamma == NULL and beta == NULL:
-        row_scale_shift(x, y, n, centre, scale, shift, 0)
+        for i in range(n):
+            y[i] = standard(x[i], centre, rstd, shift, centred)
     elif beta == NULL:
         for i in range(n):
-            y[i] = ((x[i] - centre) * scale + shift) * gamma[i]
+            y[i] = standard(x[i], centre, rstd, shift, centred) * gamma[i]
     elif gamma == NULL:
         for i in range(n):
-            y[i] = ((x[i] - centre) * scale + shift) + beta[i]
+            y[i] = standard(x[i], centre, rstd, shift, centred) + beta[i]
     else:
         for i in range(n):
-            y[i] = ((x[i] - centre) * scale + shift) * gamma[i] + beta[i]
+            y[i] = standard(x[i], centre, rstd, shift, centred) * gamma[i] + beta[i]
 
 
 cdef inline void row_gradient(

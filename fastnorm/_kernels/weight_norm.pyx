@@ -14,12 +14,13 @@ from libc.math cimport sqrt
 
 cimport numpy as cnp
 
-from fastnorm._kernels.arrays cimport Vector, data_of, dtype_of, load, store, vector_of
+from fastnorm._kernels.arrays cimport data_of, dtype_of
 from fastnorm._kernels.channels cimport run
 from fastnorm._kernels.channels_task cimport CENTRE, FEW, GRADIENT, GRADIENT_SUMS, INVERSE
 from fastnorm._kernels.channels_task cimport SCALE, SCALE_SHIFT, SHIFT, SLOPE, SQUARES, Channels
 from fastnorm._kernels.channels_task cimport plan, rescue_channel, set_all, set_coefficients
 from fastnorm._kernels.moments cimport is_usable
+from fastnorm._kernels.vectors cimport Vector, load, store, vector_of
 
 cnp.import_array()
 

@@ -1,0 +1,146 @@
+/* Between the types that arrays have and those that kernels compute in. Every rounding is to nearest even, and the same
+   on every instruction set. Elements may lie at any address. */
+#ifndef FASTNORM_CONVERT_H
+#define FASTNORM_CONVERT_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+typedef uint16_t fastnorm_half, fastnorm_bfloat;
+
+static inline uint32_t fastnorm_bits(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+static inline float fastnorm_float(uint32_t bits)
+{
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* float16: 1 sign, 5 exponent, 10 fraction bits. Its exponents are 112 below float's, which a product with a power of
+   two makes good, subnormal numbers included. */
+static inline float fastnorm_from_half(fastnorm_half h)
+{
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = (uint32_t)(h & 0x7fff) << 13;
+    uint32_t finite = fastnorm_bits(fastnorm_float(rest) * 0x1p112f), special = rest | 0x7f800000;
+    uint32_t quiet = rest > 0x0f800000 ? 0x400000 : 0; /* what the processor's instruction does to a NaN */
+    return fastnorm_float(sign | (rest >= 0x0f800000 ? special | quiet : finite));
+}
+
+static inline fastnorm_half fastnorm_to_half(float x)
+{
+    uint32_t bits = fastnorm_bits(x), sign = bits >> 16 & 0x8000, rest = bits & 0x7fffffff;
+    /* Below 2^-14 the last digit is worth 2^-24: that of a float between 0.5 and 1. */
+    uint32_t tiny = fastnorm_bits(fastnorm_float(rest) + 0.5f) - 0x3f000000;
+    uint32_t normal = (rest - (112u << 23) + 0xfff + (rest >> 13 & 1)) >> 13;
+    uint32_t nan = 0x7e00 | (rest >> 13 & 0x3ff);
+    uint32_t magnitude = rest < 0x38800000 ? tiny : normal;
+    magnitude = rest >= 0x47800000 ? 0x7c00 : magnitude; /* 2^16 and more; what rounds up to that is infinite too */
+    return (fastnorm_half)(sign | (rest > 0x7f800000 ? nan : magnitude));
+}
+
+/* bfloat16: the upper half of a float. */
+static inline float fastnorm_from_bfloat(fastnorm_bfloat b)
+{
+    return fastnorm_float((uint32_t)b << 16);
+}
+
+static inline fastnorm_bfloat fastnorm_to_bfloat(float x)
+{
+    uint32_t bits = fastnorm_bits(x);
+    uint32_t rounded = bits + 0x7fff + (bits >> 16 & 1), nan = bits | 0x400000;
+    return (fastnorm_bfloat)(((bits & 0x7fffffff) > 0x7f800000 ? nan : rounded) >> 16);
+}
+
+/* A double to a float that rounds to a shorter type as the double would: of the two floats next to it the odd one. */
+static inline float fastnorm_to_odd(double x)
+{
+    float nearest = (float)x;
+    uint32_t bits = fastnorm_bits(nearest);
+    if ((double)nearest != x && !(bits & 1) && nearest - nearest == 0)
+        bits += (x > 0 ? x > nearest : x < nearest) ? 1 : -1;
+    return fastnorm_float(bits);
+}
+
+static inline fastnorm_half fastnorm_double_to_half(double x) { return fastnorm_to_half(fastnorm_to_odd(x)); }
+
+static inline fastnorm_bfloat fastnorm_double_to_bfloat(double x) { return fastnorm_to_bfloat(fastnorm_to_odd(x)); }
+
+/* n elements, `stride` bytes apart in an array, beside each other in a kernel. */
+#define FASTNORM_READ(name, stored, real, decode)                                                                    \
+    static inline void fastnorm_read_##name##_##real(                                                                \
+        const void *from, ptrdiff_t stride, ptrdiff_t n, real *restrict to)                                          \
+    {                                                                                                                \
+        const char *p = (const char *)from;                                                                          \
+        ptrdiff_t i;                                                                                                 \
+        stored s;                                                                                                    \
+        if (stride == sizeof s)                                                                                      \
+            for (i = 0; i < n; ++i) memcpy(&s, p + i * (ptrdiff_t)sizeof s, sizeof s), to[i] = decode(s);            \
+        else                                                                                                         \
+            for (i = 0; i < n; ++i) memcpy(&s, p + i * stride, sizeof s), to[i] = decode(s);                         \
+    }
+
+#define FASTNORM_WRITE(name, stored, real, encode)                                                                   \
+    static inline void fastnorm_write_##name##_##real(                                                               \
+        const real *restrict from, ptrdiff_t n, void *to, ptrdiff_t stride)                                          \
+    {                                                                                                                \
+        char *p = (char *)to;                                                                                        \
+        ptrdiff_t i;                                                                                                 \
+        stored s;                                                                                                    \
+        if (stride == sizeof s)                                                                                      \
+            for (i = 0; i < n; ++i) s = encode(from[i]), memcpy(p + i * (ptrdiff_t)sizeof s, &s, sizeof s);          \
+        else                                                                                                         \
+            for (i = 0; i < n; ++i) s = encode(from[i]), memcpy(p + i * stride, &s, sizeof s);                       \
+    }
+
+FASTNORM_READ(float, float, float, )
+FASTNORM_READ(float, float, double, )
+FASTNORM_READ(double, double, float, (float))
+FASTNORM_READ(double, double, double, )
+FASTNORM_READ(bfloat, fastnorm_bfloat, float, fastnorm_from_bfloat)
+FASTNORM_READ(bfloat, fastnorm_bfloat, double, fastnorm_from_bfloat)
+FASTNORM_READ(portable_half, fastnorm_half, float, fastnorm_from_half)
+FASTNORM_READ(half, fastnorm_half, double, fastnorm_from_half)
+
+FASTNORM_WRITE(float, float, float, )
+FASTNORM_WRITE(float, float, double, (float))
+FASTNORM_WRITE(double, double, double, )
+FASTNORM_WRITE(bfloat, fastnorm_bfloat, float, fastnorm_to_bfloat)
+FASTNORM_WRITE(bfloat, fastnorm_bfloat, double, fastnorm_double_to_bfloat)
+FASTNORM_WRITE(portable_half, fastnorm_half, float, fastnorm_to_half)
+FASTNORM_WRITE(half, fastnorm_half, double, fastnorm_double_to_half)
+
+/* Compilers do not turn the functions for float16 into the instructions that do the same. */
+static inline void fastnorm_read_half_float(const void *from, ptrdiff_t stride, ptrdiff_t n, float *restrict to)
+{
+    const char *p = (const char *)from;
+#if defined(__F16C__)
+    if (stride == sizeof(fastnorm_half))
+        for (; n >= 8; n -= 8, p += 16, to += 8)
+            _mm256_storeu_ps(to, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)));
+#endif
+    fastnorm_read_portable_half_float(p, stride, n, to);
+}
+
+static inline void fastnorm_write_half_float(const float *restrict from, ptrdiff_t n, void *to, ptrdiff_t stride)
+{
+    char *p = (char *)to;
+#if defined(__F16C__)
+    if (stride == sizeof(fastnorm_half))
+        for (; n >= 8; n -= 8, from += 8, p += 16)
+            _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(_mm256_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT));
+#endif
+    fastnorm_write_portable_half_float(from, n, p, stride);
+}
+
+#endif

@@ -1,0 +1,240 @@
+"""Rows that are shorter than a few vectors: SIDE_BY_SIDE of them become the columns of a tile, and a
+vector holds one element of many rows. Nothing has to be folded, and a row's numbers are vectors.
+
+tile[i, j] is element i of row j. Rows that are not there are zeros.
+"""
+
+from libc.string cimport memcpy, memset
+
+from fastnorm._kernels.arrays cimport real
+from fastnorm._kernels.layer_norm_task cimport SIDE_BY_SIDE, Task, finish_statistics
+from fastnorm._kernels.memory cimport Writer, place
+from fastnorm._kernels.operands cimport Operand, load_block, result_block, store_block, transpose
+from fastnorm._kernels.rows cimport standard
+
+cdef enum:
+    TILE = 2048                 # NARROW·SIDE_BY_SIDE
+    FLUSH_TILES = 32            # whose parameter gradients are added up in the type of x
+
+
+cdef inline void load_tile(
+    Task* t, const Operand* o, Py_ssize_t index, Py_ssize_t count, real* scratch, real* tile
+) noexcept nogil:
+    cdef Py_ssize_t stride
+    cdef const real* x = load_block(o, index * t.n, t.n, count, t.n, scratch, &stride)
+    if count < SIDE_BY_SIDE:
+        memset(tile, 0, t.n * SIDE_BY_SIDE * sizeof(real))
+    transpose(x, stride, count, t.n, tile, <Py_ssize_t> SIDE_BY_SIDE)
+
+
+cdef inline void store_tile(
+    Task* t, Py_ssize_t index, Py_ssize_t count, const real* tile, real* scratch, Writer* writer
+) noexcept nogil:
+    cdef Py_ssize_t stride, i = 0, length, n = count * t.n
+    cdef real* y = result_block(&t.y, index * t.n, t.n, t.n, scratch, &stride)
+    cdef real* target
+    if not (t.y.direct and writer.streams):
+        transpose(tile, <Py_ssize_t> SIDE_BY_SIDE, t.n, count, y, stride)
+        store_block(&t.y, index * t.n, t.n, count, t.n, y, stride, writer)
+        return
+    transpose(tile, <Py_ssize_t> SIDE_BY_SIDE, t.n, count, scratch, t.n)
+    while i < n:
+        length = n - i
+        target = place(writer, y + i, &length)
+        memcpy(target, scratch + i, length * sizeof(real))
+        i += length
+
+
+cdef inline void tile_sums(
+    const real* tile, Py_ssize_t n, real* restrict sums
+) noexcept nogil:
+    cdef Py_ssize_t i, j
+    for j in range(SIDE_BY_SIDE):
+        sums[j] = 0
+    for i in range(n):
+        for j in range(SIDE_BY_SIDE):
+            sums[j] += tile[i * SIDE_BY_SIDE + j]
+
+
+cdef inline void tile_centred_sums(
+    const real* tile, Py_ssize_t n, const real* centre, real* restrict sums, real* restrict squares
+) noexcept nogil:
+    """Of x - centre, and of its squares."""
+    cdef Py_ssize_t i, j
+    cdef real d
+    for j in range(SIDE_BY_SIDE):
+        sums[j], squares[j] = 0, 0
+    for i in range(n):
+        for j in range(SIDE_BY_SIDE):
+            d = tile[i * SIDE_BY_SIDE + j] - centre[j]
+            sums[j] += d
+            squares[j] += d * d
+
+
+cdef inline void tile_statistics(
+    Task* t, const real* tile, Py_ssize_t index, Py_ssize_t count, double* mean, double* rstd
+) noexcept nogil:
+    """As for rows that are longer (layer_norm_forward.pxd)."""
+    cdef real centre[SIDE_BY_SIDE]
+    cdef real sums[SIDE_BY_SIDE]
+    cdef real squares[SIDE_BY_SIDE]
+    cdef double m2[SIDE_BY_SIDE]
+    cdef double total
+    cdef Py_ssize_t j
+    tile_sums(tile, t.n, centre)
+    for j in range(SIDE_BY_SIDE):
+        centre[j] = centre[j] / t.n if t.centred else 0
+    tile_centred_sums(tile, t.n, centre, sums, squares)
+    for j in range(SIDE_BY_SIDE):
+        total = sums[j] if t.centred else 0
+        mean[j] = centre[j] + total / t.n
+        m2[j] = squares[j] - total * (total / t.n)
+        m2[j] = 0 if m2[j] < 0 else m2[j]
+    finish_statistics(t, index, count, mean, m2, rstd)
+
+
+cdef inline void split(
+    Task* t, Py_ssize_t count, const double* mean, const double* rstd,
+    real* restrict high, real* restrict scale, real* restrict shift,
+) noexcept nogil:
+    """The maps of all rows (RowMap), those of absent ones being 0."""
+    cdef Py_ssize_t j
+    for j in range(SIDE_BY_SIDE):
+        high[j], scale[j], shift[j] = 0, 0, 0
+    for j in range(count):
+        high[j], scale[j] = <real> mean[j], <real> rstd[j]
+        shift[j] = <real> (-(mean[j] - high[j]) * rstd[j])
+
+
+cdef inline void tile_affine(
+    real* tile, Py_ssize_t n, const real* high, const real* scale, const real* shift, bint centred,
+    const real* gamma, const real* beta,
+) noexcept nogil:
+    """In place."""
+    cdef Py_ssize_t i, j
+    cdef real* row
+    for i in range(n):
+        row = tile + i * SIDE_BY_SIDE
+        for j in range(SIDE_BY_SIDE):
+            row[j] = standard(row[j], high[j], scale[j], shift[j], centred)
+        if gamma != NULL:
+            for j in range(SIDE_BY_SIDE):
+                row[j] *= gamma[i]
+        if beta != NULL:
+            for j in range(SIDE_BY_SIDE):
+                row[j] += beta[i]
+
+
+cdef inline void forward_narrow(
+    Task* t, Py_ssize_t index, Py_ssize_t last, real* x_scratch, real* y_scratch, Writer* writer
+) noexcept nogil:
+    cdef real tile[TILE]
+    cdef real high[SIDE_BY_SIDE]
+    cdef real scale[SIDE_BY_SIDE]
+    cdef real shift[SIDE_BY_SIDE]
+    cdef double mean[SIDE_BY_SIDE]
+    cdef double rstd[SIDE_BY_SIDE]
+    cdef Py_ssize_t count
+    while index < last:
+        count = min(last - index, <Py_ssize_t> SIDE_BY_SIDE)
+        load_tile(t, &t.x, index, count, x_scratch, tile)
+        tile_statistics(t, tile, index, count, mean, rstd)
+        split(t, count, mean, rstd, high, scale, shift)
+        tile_affine(
+            tile, t.n, high, scale, shift, t.centred, <const real*> t.gamma, <const real*> t.beta
+        )
+        store_tile(t, index, count, tile, y_scratch, writer)
+        index += count
+
+
+cdef inline void tile_row_sums(
+    const real* x, const real* dy, Py_ssize_t n, const real* high, const real* scale,
+    const real* shift, bint centred, const real* gamma,
+    real* restrict sums, real* restrict products,
+) noexcept nogil:
+    """Σh and Σ(h·x̂) of each row, with h = dy·gamma"""
+    cdef Py_ssize_t i, j
+    cdef real h, weight
+    for j in range(SIDE_BY_SIDE):
+        sums[j], products[j] = 0, 0
+    for i in range(n):
+        weight = 1 if gamma == NULL else gamma[i]
+        for j in range(SIDE_BY_SIDE):
+            h = dy[i * SIDE_BY_SIDE + j] * weight
+            sums[j] += h
+            products[j] += h * standard(
+                x[i * SIDE_BY_SIDE + j], high[j], scale[j], shift[j], centred
+            )
+
+
+cdef inline void tile_gradients(
+    real* x, const real* dy, Py_ssize_t n, const real* high, const real* scale,
+    const real* shift, bint centred, const real* gamma, const real* mean_h, const real* mean_hx,
+    real* restrict dgamma, real* restrict dbeta,
+) noexcept nogil:
+    """dx = rstd·(h - Σh/n - x̂·Σ(h·x̂)/n), in place of x;  dgamma += dy·x̂;  dbeta += dy"""
+    cdef Py_ssize_t i, j, k
+    cdef real x_hat, weight
+    for i in range(n):
+        weight = 1 if gamma == NULL else gamma[i]
+        for j in range(SIDE_BY_SIDE):
+            k = i * SIDE_BY_SIDE + j
+            x_hat = standard(x[k], high[j], scale[j], shift[j], centred)
+            dgamma[k] += dy[k] * x_hat
+            dbeta[k] += dy[k]
+            x[k] = ((dy[k] * weight - mean_h[j]) - x_hat * mean_hx[j]) * scale[j]
+
+
+cdef inline void fold_tile(
+    real* restrict tile, Py_ssize_t n, double* restrict sums
+) noexcept nogil:
+    """sums += Σ_rows tile;  tile = 0"""
+    cdef Py_ssize_t i, j
+    cdef double total
+    for i in range(n):
+        total = 0
+        for j in range(SIDE_BY_SIDE):
+            total += tile[i * SIDE_BY_SIDE + j]
+            tile[i * SIDE_BY_SIDE + j] = 0
+        sums[i] += total
+
+
+cdef inline void backward_narrow(
+    Task* t, Py_ssize_t index, Py_ssize_t last, double* partial,
+    real* x_scratch, real* y_scratch, Writer* writer,
+) noexcept nogil:
+    cdef real x[TILE]
+    cdef real dy[TILE]
+    cdef real dgamma[TILE]
+    cdef real dbeta[TILE]
+    cdef real high[SIDE_BY_SIDE]
+    cdef real scale[SIDE_BY_SIDE]
+    cdef real shift[SIDE_BY_SIDE]
+    cdef real mean_h[SIDE_BY_SIDE]
+    cdef real mean_hx[SIDE_BY_SIDE]
+    cdef double mean[SIDE_BY_SIDE]
+    cdef Py_ssize_t count, j, unflushed = 0
+    cdef const real* gamma = <const real*> t.gamma
+    memset(dgamma, 0, t.n * SIDE_BY_SIDE * sizeof(real))
+    memset(dbeta, 0, t.n * SIDE_BY_SIDE * sizeof(real))
+    while index < last:
+        count = min(last - index, <Py_ssize_t> SIDE_BY_SIDE)
+        load_tile(t, &t.x, index, count, x_scratch, x)
+        load_tile(t, &t.dy, index, count, x_scratch, dy)
+        for j in range(count):
+            mean[j] = t.mean[index + j] if t.centred else 0
+        split(t, count, mean, t.rstd + index, high, scale, shift)
+        tile_row_sums(x, dy, t.n, high, scale, shift, t.centred, gamma, mean_h, mean_hx)
+        for j in range(SIDE_BY_SIDE):
+            mean_h[j] = mean_h[j] / t.n if t.centred else 0
+            mean_hx[j] = mean_hx[j] / t.n
+        tile_gradients(
+            x, dy, t.n, high, scale, shift, t.centred, gamma, mean_h, mean_hx, dgamma, dbeta
+        )
+        store_tile(t, index, count, x, y_scratch, writer)
+        index += count
+        unflushed += 1
+        if unflushed == FLUSH_TILES or index == last:
+            fold_tile(dgamma, t.n, partial)
+            fold_tile(dbeta, t.n, partial + t.n)
+            unflushed = 0

@@ -1,0 +1,271 @@
+"""The large arrays of a call as a kernel sees them: any strides, any dtype, one order of elements.
+
+An element has an index, which counts in C order through the axes of the view. A kernel asks for a
+block, `rows` runs of n elements whose indices begin `step` apart, in the type that it computes in.
+Where the array is contiguous and of that type, a block is a pointer into it; else it is a copy in
+scratch memory of the caller, which stays in cache. A result goes the other way.
+
+What is computed from a block does not depend on which of the two it is.
+"""
+
+cimport numpy as cnp
+from libc.stdint cimport uintptr_t
+from libc.stdlib cimport llabs
+
+from fastnorm._kernels.arrays cimport FLOAT32, FLOAT64, NONE, Dtype, data_of, dtype_of
+from fastnorm._kernels.arrays cimport itemsize_of, real
+from fastnorm._kernels.convert cimport read_run, write_run
+from fastnorm._kernels.memory cimport Writer, place_bytes
+
+cdef extern from "transpose.h" nogil:
+    void transpose_float "fastnorm_transpose_float"(
+        const float*, Py_ssize_t, Py_ssize_t, Py_ssize_t, float*, Py_ssize_t)
+    void transpose_double "fastnorm_transpose_double"(
+        const double*, Py_ssize_t, Py_ssize_t, Py_ssize_t, double*, Py_ssize_t)
+
+cdef extern from "memory.h" nogil:
+    enum:
+        SCRATCH "FASTNORM_SCRATCH"              # elements of a block, at most,
+        SCRATCH_ROWS "FASTNORM_SCRATCH_ROWS"    # in as many rows
+    ctypedef struct Scratch "fastnorm_scratch":
+        float* of_float
+        double* of_double
+
+cdef enum:
+    MAX_AXES = 64               # NumPy's limit
+    SIDE = 16                   # of the tiles in which rows and columns change places
+
+
+cdef struct Operand:
+    char* data
+    Dtype dtype
+    bint direct                 # blocks are pointers into it
+    int axes
+    Py_ssize_t size[MAX_AXES]   # without axes of one element, and adjacent ones as one where they
+    Py_ssize_t stride[MAX_AXES]  # are so in memory; in bytes
+
+
+cdef inline Dtype working_dtype(cnp.ndarray x) noexcept:
+    """What is computed in."""
+    return FLOAT64 if dtype_of(x) == FLOAT64 else FLOAT32
+
+
+cdef inline void set_operand(Operand* o, cnp.ndarray array, Dtype working) noexcept:
+    """An array with its axes in the order of the view, or None."""
+    cdef int i, last = -1
+    cdef Py_ssize_t size, stride
+    o.data, o.dtype, o.direct = <char*> data_of(array), dtype_of(array), True
+    o.axes, o.size[0], o.stride[0] = 1, 1, itemsize_of(o.dtype)
+    if array is None:
+        return
+    for i in range(cnp.PyArray_NDIM(array)):
+        size, stride = cnp.PyArray_DIM(array, i), cnp.PyArray_STRIDE(array, i)
+        if size == 1:
+            continue
+        if last >= 0 and o.stride[last] == size * stride:
+            o.size[last] *= size
+        else:
+            last += 1
+            o.size[last] = size
+        o.stride[last] = stride
+    o.axes = max(last + 1, 1)
+    o.direct = (
+        o.dtype == working and o.axes == 1 and o.stride[0] == itemsize_of(working)
+        and <uintptr_t> o.data % itemsize_of(working) == 0
+    )
+
+
+cdef inline char* address(const Operand* o, Py_ssize_t index, Py_ssize_t* run) noexcept nogil:
+    """Of an element; and how many there are from it to the end of its last axis."""
+    cdef int i
+    cdef Py_ssize_t others
+    cdef char* p = o.data
+    run[0] = o.size[o.axes - 1]
+    for i in range(o.axes - 1, 0, -1):
+        others = index // o.size[i]
+        index -= others * o.size[i]
+        p += index * o.stride[i]
+        if i == o.axes - 1:
+            run[0] -= index
+        index = others
+    if o.axes == 1:
+        run[0] -= index
+    return p + index * o.stride[0]
+
+
+cdef inline void transpose(
+    const real* x, Py_ssize_t x_stride, Py_ssize_t rows, Py_ssize_t n, real* y, Py_ssize_t y_stride
+) noexcept nogil:
+    """y[j, i] = x[i, j] for x of shape (rows, n)"""
+    if real is float:
+        transpose_float(x, x_stride, rows, n, y, y_stride)
+    else:
+        transpose_double(x, x_stride, rows, n, y, y_stride)
+
+
+cdef inline Py_ssize_t adjacent_rows(
+    const Operand* o, const char* p, Py_ssize_t index, Py_ssize_t step, Py_ssize_t rows,
+    Py_ssize_t n, Py_ssize_t* stride,
+) noexcept nogil:
+    """How many rows of a block, from that at p on, each within the last axis, are equally far apart
+    in memory, though nearer to each other than the elements of a row; and how far, in bytes."""
+    cdef Py_ssize_t run, count = 1, last = o.stride[o.axes - 1]
+    if rows == 1 or n == 1 or last == itemsize_of(o.dtype):
+        return 1
+    stride[0] = address(o, index + step, &run) - p
+    if llabs(stride[0]) >= llabs(last):
+        return 1
+    while count < rows:
+        if address(o, index + count * step, &run) != p + count * stride[0] or run < n:
+            break
+        count += 1
+    return count
+
+
+cdef inline void read_turned(
+    const Operand* o, const char* p, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t n,
+    real* to, Py_ssize_t to_stride,
+) noexcept nogil:
+    """Rows that are `stride` bytes apart, tile by tile along these."""
+    cdef real tile[SIDE * SIDE]
+    cdef Py_ssize_t i = 0, j, k, height, width, step = o.stride[o.axes - 1]
+    while i < rows:
+        height = min(rows - i, <Py_ssize_t> SIDE)
+        j = 0
+        while j < n:
+            width = min(n - j, <Py_ssize_t> SIDE)
+            for k in range(width):
+                read_run(o.dtype, p + i * stride + (j + k) * step, stride, height, tile + k * SIDE)
+            transpose(tile, <Py_ssize_t> SIDE, width, height, to + i * to_stride + j, to_stride)
+            j += width
+        i += height
+
+
+cdef inline void write_turned(
+    const Operand* o, const real* values, Py_ssize_t values_stride, Py_ssize_t rows, Py_ssize_t n,
+    char* p, Py_ssize_t stride,
+) noexcept nogil:
+    cdef real tile[SIDE * SIDE]
+    cdef Py_ssize_t i = 0, j, k, height, width, step = o.stride[o.axes - 1]
+    while i < rows:
+        height = min(rows - i, <Py_ssize_t> SIDE)
+        j = 0
+        while j < n:
+            width = min(n - j, <Py_ssize_t> SIDE)
+            transpose(
+                values + i * values_stride + j, values_stride, height, width,
+                tile, <Py_ssize_t> SIDE,
+            )
+            for k in range(width):
+                write_run(
+                    o.dtype, tile + k * SIDE, height, p + i * stride + (j + k) * step, stride
+                )
+            j += width
+        i += height
+
+
+cdef inline void read_elements(
+    const Operand* o, Py_ssize_t index, Py_ssize_t n, real* to
+) noexcept nogil:
+    cdef Py_ssize_t run
+    cdef char* p
+    while n > 0:
+        p = address(o, index, &run)
+        run = min(run, n)
+        read_run(o.dtype, p, o.stride[o.axes - 1], run, to)
+        to += run
+        index += run
+        n -= run
+
+
+cdef inline void write_elements(
+    const Operand* o, Py_ssize_t index, Py_ssize_t n, const real* values, Writer* writer
+) noexcept nogil:
+    cdef Py_ssize_t run, length, stride = o.stride[o.axes - 1], size = itemsize_of(o.dtype)
+    cdef char* p
+    cdef char* target
+    while n > 0:
+        p = address(o, index, &run)
+        run = min(run, n)
+        index += run
+        n -= run
+        while run > 0:
+            length = run
+            target = place_bytes(writer, p, size, &length) if stride == size else p
+            write_run(o.dtype, values, length, target, stride)
+            values += length
+            p += length * stride
+            run -= length
+
+
+cdef inline Py_ssize_t scratch_stride(
+    const Operand* o, Py_ssize_t step, Py_ssize_t n
+) noexcept nogil:
+    """Elements from one row to the next in scratch memory: none between them where a block is one
+    run of the array, else as many as let rows begin on cache lines."""
+    return n if o.axes == 1 and step == n else (n + SIDE - 1) // SIDE * SIDE
+
+
+cdef inline const real* load_block(
+    const Operand* o, Py_ssize_t index, Py_ssize_t step, Py_ssize_t rows, Py_ssize_t n,
+    real* scratch, Py_ssize_t* stride,
+) noexcept nogil:
+    """The block, and how many elements its rows are apart where it is now."""
+    cdef Py_ssize_t i = 0, count, run, apart = 0
+    cdef char* p
+    if o.direct:
+        stride[0] = step
+        return <const real*> o.data + index
+    stride[0] = scratch_stride(o, step, n)
+    if stride[0] == step:
+        read_elements(o, index, rows * n, scratch)
+        return scratch
+    while i < rows:
+        p = address(o, index + i * step, &run)
+        if run < n:
+            read_elements(o, index + i * step, n, scratch + i * stride[0])
+            count = 1
+        else:
+            count = adjacent_rows(o, p, index + i * step, step, rows - i, n, &apart)
+            if count > 1:
+                read_turned(o, p, apart, count, n, scratch + i * stride[0], stride[0])
+            else:
+                read_run(o.dtype, p, o.stride[o.axes - 1], n, scratch + i * stride[0])
+        i += count
+    return scratch
+
+
+cdef inline real* result_block(
+    const Operand* o, Py_ssize_t index, Py_ssize_t step, Py_ssize_t n,
+    real* scratch, Py_ssize_t* stride,
+) noexcept nogil:
+    """Where to compute a block of a result. `store_block` brings it to its place."""
+    if o.direct:
+        stride[0] = step
+        return <real*> o.data + index
+    stride[0] = scratch_stride(o, step, n)
+    return scratch
+
+
+cdef inline void store_block(
+    const Operand* o, Py_ssize_t index, Py_ssize_t step, Py_ssize_t rows, Py_ssize_t n,
+    const real* values, Py_ssize_t stride, Writer* writer,
+) noexcept nogil:
+    """The writer must be flushed after the last block."""
+    cdef Py_ssize_t i = 0, count, run, apart = 0
+    cdef char* p
+    if o.direct:
+        return
+    if o.axes == 1 and step == n:
+        write_elements(o, index, rows * n, values, writer)
+        return
+    while i < rows:
+        p = address(o, index + i * step, &run)
+        count = 1
+        if run >= n:
+            count = adjacent_rows(o, p, index + i * step, step, rows - i, n, &apart)
+        if count > 1:
+            write_turned(o, values + i * stride, stride, count, n, p, apart)
+        else:
+            write_elements(o, index + i * step, n, values + i * stride, writer)
+        i += count

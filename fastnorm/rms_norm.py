@@ -1,0 +1,184 @@
+"""RMS normalisation."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from . import _arrays, _dispatch
+from ._threads import get_num_threads
+
+_kernel = _dispatch.load("layer_norm")  # with a mean of 0
+
+
+class RMSNormCache(NamedTuple):
+    """What `rms_norm_backward` needs: references, no copies, and one number a row.
+
+    rstd is float64, with the shape of x and length 1 at the normalised axes. mean is None: x was
+    not centred.
+    """
+
+    x: np.ndarray
+    gamma: np.ndarray | None
+    rstd: np.ndarray
+    axes: tuple[int, ...]
+
+    @property
+    def mean(self):
+        return None
+
+
+def _forward(function, x, gamma, axis, eps, out, *, inference):
+    x = _arrays.array(function, "x", x)
+    axes = _arrays.many_axes(function, axis, x.ndim)
+    gamma = _arrays.parameter(function, "gamma", gamma, _arrays.lengths(x, axes))
+    eps = _arrays.epsilon(function, eps)
+    y = _arrays.output(
+        function, out, x.shape, x.dtype, ("x", x), ("gamma", gamma), may_be=x if inference else None
+    )
+    rstd = None
+    if not inference:
+        kept = tuple([1 if i in axes else length for i, length in enumerate(x.shape)])
+        _, rstd = _arrays.new_statistics(kept, x.size, eps)
+    if x.size:
+        m, n, order = _arrays.row_view(x, axes)
+        _kernel.forward(
+            _arrays.ordered(x, order), _arrays.cast(gamma, _arrays.working_dtype(x)), None,
+            m, n, False, eps, _arrays.ordered(y, order), None, rstd, get_num_threads(),
+        )
+    return y if inference else (y, RMSNormCache(x, gamma, rstd, axes))
+
+
+def rms_norm(x, gamma=None, *, axis=-1, eps=1e-6, out=None):
+    """Divide by the root mean square over `axis`, then scale: layer norm without centring.
+
+    ``y = x / sqrt(mean(x**2) + eps) * gamma``, with the mean over the elements along `axis`, for
+    each index of the other axes.
+
+    Parameters
+    ----------
+    x : array_like
+        float16, bfloat16, float32 or float64, of any shape and strides.
+    gamma : array_like, optional
+        Scale, of the shape that x has at `axis`, in ascending order of the axes. Default: 1.
+    axis : int or tuple of int, optional
+        The axes to normalise over, any of them. Default: the last.
+    eps : float, optional
+        Added to the mean square, inside the root.
+    out : ndarray, optional
+        Where the result goes: of x's shape and dtype, and x itself if you like.
+
+    Returns
+    -------
+    ndarray
+        Of x's shape and dtype.
+
+    Raises
+    ------
+    TypeError
+        For an array of another dtype, or a masked one.
+    ValueError
+        For a wrong shape or axis, or an `out` that overlaps an input in part.
+
+    See Also
+    --------
+    rms_norm_forward : the same for training.
+
+    References
+    ----------
+    Zhang and Sennrich, "Root Mean Square Layer Normalization", arXiv:1910.07467.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastnorm as fn
+    >>> fn.rms_norm(np.array([[1.0, 7.0], [-2.0, 2.0]]), eps=0)
+    array([[ 0.2,  1.4],
+           [-1. ,  1. ]])
+    """
+    return _forward("rms_norm", x, gamma, axis, eps, out, inference=True)
+
+
+def rms_norm_forward(x, gamma=None, *, axis=-1, eps=1e-6, out=None):
+    """`rms_norm` for training.
+
+    Parameters
+    ----------
+    x, gamma, axis, eps, out
+        As for `rms_norm`, but `out` must not be x, which the backward pass needs.
+
+    Returns
+    -------
+    y : ndarray
+        Of x's shape and dtype.
+    cache : RMSNormCache
+        What `rms_norm_backward` needs; refers to x and gamma, which must stay as they are.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `rms_norm`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastnorm as fn
+    >>> y, cache = fn.rms_norm_forward(np.array([[1.0, 7.0], [-2.0, 2.0]]), eps=0)
+    >>> cache.rstd
+    array([[0.2],
+           [0.5]])
+    """
+    return _forward("rms_norm_forward", x, gamma, axis, eps, out, inference=False)
+
+
+def rms_norm_backward(dy, cache, *, out=None):
+    """Gradients of `rms_norm_forward`.
+
+    With ``h = dy * gamma``, ``x_hat = x * rstd`` and the mean taken over the normalised axes::
+
+        dx = rstd * (h - x_hat * mean(h * x_hat))
+
+    dgamma is the sum of ``dy * x_hat`` over the other axes.
+
+    Parameters
+    ----------
+    dy : array_like
+        Gradient of the loss with respect to y, of y's shape.
+    cache : RMSNormCache
+        From `rms_norm_forward`. It may be used again.
+    out : ndarray, optional
+        Where dx goes.
+
+    Returns
+    -------
+    dx : ndarray
+        Of x's shape and dtype.
+    dgamma : ndarray or None
+        Of the shape and dtype of gamma; None if it was not given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `rms_norm`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastnorm as fn
+    >>> y, cache = fn.rms_norm_forward(np.array([[1.0, 7.0]]), np.ones(2), eps=0)
+    >>> dx, dgamma = fn.rms_norm_backward(np.ones((1, 2)), cache)
+    >>> dgamma
+    array([0.2, 1.4])
+    """
+    function = "rms_norm_backward"
+    x, gamma, rstd, axes = _arrays.fields(function, cache, RMSNormCache)
+    dy = _arrays.shaped(function, "dy", dy, x.shape)
+    dx = _arrays.output(function, out, x.shape, x.dtype, ("dy", dy), ("x", x), ("gamma", gamma))
+    dgamma = _arrays.gradient(gamma)
+    if x.size:
+        m, n, order = _arrays.row_view(x, axes)
+        _kernel.backward(
+            _arrays.ordered(dy, order), _arrays.ordered(x, order),
+            _arrays.cast(gamma, _arrays.working_dtype(x)), None, rstd, m, n,
+            _arrays.ordered(dx, order), dgamma, None, get_num_threads(),
+        )
+    return dx, dgamma
