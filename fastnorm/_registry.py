@@ -20,9 +20,16 @@ import numpy as np
 
 from fastnorm import reference
 
+try:
+    from ml_dtypes import bfloat16, finfo  # np.finfo does not know bfloat16
+except ImportError:  # which nobody needs to have
+    bfloat16, finfo = None, np.finfo
+
 Arrays = dict[str, Any]
 
-DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+WIDE_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+HALF_DTYPES = tuple(np.dtype(half) for half in (np.float16, bfloat16) if half is not None)
+DTYPES = WIDE_DTYPES + HALF_DTYPES
 PASSES = ("inference", "forward", "backward")
 
 # Around the widths of vectors (4 to 16), of the kernels' lanes (32, 64), of chunks and of blocks.
@@ -36,9 +43,11 @@ SIZES = (1, 2, 3, 7, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 255, 257, 1000, 4
 class Tolerance:
     """How far a result may be off: `epsilons` times the type's epsilon times a magnitude.
 
-    The magnitude comes from the operation (`Operation.magnitude`): what the terms of the formula
-    amount to, without the cancellation between them. In units of a tolerance, errors up to 1 are
-    allowed.
+    The type is the one that x is computed in (`working`). The magnitude comes from the operation
+    (`Operation.magnitude`): what the terms of the formula amount to, without the cancellation
+    between them. In units of a tolerance, errors up to 1 are allowed. A result narrower than the
+    type it is computed in may be off by half an ulp of its own on top of that: it is rounded once,
+    at the end, and a second rounding on the way would show.
     """
 
     name: str
@@ -64,6 +73,19 @@ REDUCTION = Tolerance(
 PRODUCT = Tolerance(
     "product", 8, "BLAS sums in blocks as well, far below the bound of n epsilons for a chain"
 )
+
+
+def working(dtype: Any) -> np.dtype:
+    """The type that x of `dtype` is computed in."""
+    return np.dtype(np.float32) if dtype in HALF_DTYPES else np.dtype(dtype)
+
+
+def rounding(values: np.ndarray, dtype: Any) -> np.ndarray:
+    """What `values` lose at most when they are rounded to `dtype`: half an ulp."""
+    limits = finfo(dtype)
+    exponents = np.frexp(values)[1] - 1
+    ulp = np.ldexp(float(limits.eps), exponents)
+    return np.maximum(ulp, float(limits.smallest_subnormal)) / 2
 
 
 # ---- cases and operations ------------------------------------------------------------------------
@@ -157,15 +179,22 @@ class Operation:
     def draw(self, case: Case, dtype: Any, rng: np.random.Generator | None = None) -> Arrays:
         """Arrays of a case by argument, and `dy`; None for those the case is without.
 
-        Without `rng` a case has the same values everywhere and, but for rounding, in each dtype.
+        `dtype` is that of all of them, but that running statistics of 16 bits are float32; or a
+        mapping from each argument to its own. Without `rng` a case has the same values everywhere
+        and, but for rounding, in each dtype.
         """
         if rng is None:
             rng = np.random.default_rng(zlib.crc32(f"{self.name} {case.label}".encode()))
 
         def normal(shape: tuple[int, ...], mean: float = 0.0, std: float = 1.0) -> np.ndarray:
-            return np.asarray(mean + std * rng.standard_normal(shape)).astype(dtype)
+            return np.asarray(mean + std * rng.standard_normal(shape))
 
-        arrays = self.fill(case, normal)
+        def dtype_of(name: str) -> Any:
+            if isinstance(dtype, Mapping):
+                return dtype[name]
+            return working(dtype) if name in self.state else dtype
+
+        arrays = {name: a.astype(dtype_of(name)) for name, a in self.fill(case, normal).items()}
         lay_out = LAYOUTS[case.layout]
         for name, array in arrays.items():
             if name in case.without:
@@ -232,9 +261,10 @@ class Operation:
     ) -> dict[str, float]:
         """Largest error of each result in units of its tolerance, by result.
 
-        A result of a lower precision than `dtype`, that of x, is judged by its own epsilon. One
-        that is not there, or of another shape, is an AssertionError.
+        `dtype` is that of x. What a narrower result loses when it is rounded, once, is no error.
+        One that is not there, or of another shape, is an AssertionError.
         """
+        limits = finfo(working(dtype))
         errors = {}
         for name, expected in exact.items():
             actual = results[name]
@@ -244,11 +274,12 @@ class Operation:
             if expected is None:
                 errors[name] = 0.0
                 continue
-            epsilon = max(np.finfo(dtype).eps, np.finfo(actual.dtype).eps)
-            allowed = self.tolerances[name].epsilons * epsilon * magnitudes[name]
-            allowed = allowed + np.finfo(actual.dtype).smallest_subnormal
+            allowed = self.tolerances[name].epsilons * limits.eps * magnitudes[name]
             with np.errstate(invalid="ignore", over="ignore"):
-                ratio = np.abs(actual - expected) / allowed
+                error = np.abs(np.asarray(actual, expected.dtype) - expected)
+                if finfo(actual.dtype).eps > limits.eps:
+                    error = np.maximum(error - rounding(expected, actual.dtype), 0)
+                ratio = error / (allowed + limits.smallest_subnormal)
             errors[name] = float(np.where(np.isnan(ratio), np.inf, ratio).max(initial=0.0))
         return errors
 

@@ -11,8 +11,14 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from fastnorm._registry import DTYPES, LAYOUTS, OPERATIONS, PASSES, every_case
+
+# The same examples everywhere and always; others are for those who look for them.
+settings.register_profile("same", derandomize=True, deadline=None, database=None, max_examples=100)
+settings.register_profile("explore", deadline=None, database=None, max_examples=10_000)
+settings.load_profile("same")
 
 
 def pytest_generate_tests(metafunc):

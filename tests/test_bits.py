@@ -1,4 +1,4 @@
-"""Same bits: for any number of threads, however the arrays lie, whatever else is in the batch."""
+"""Same bits: for any number of threads, wherever arrays begin, whatever else is in the batch."""
 
 import os
 import time
@@ -7,19 +7,20 @@ from math import prod
 
 import numpy as np
 import pytest
+from checks import assert_same, over, run_blank
 
 import fastnorm as fn
 from fastnorm import _cpu
 from fastnorm._registry import (
     AFFINE,
     BATCH_NORM,
+    HALF_DTYPES,
     LAYER_NORM,
-    LAYOUTS,
     OPERATIONS,
     SIZES,
     WEIGHT_NORM,
+    WIDE_DTYPES,
     Case,
-    differing,
     every_case,
 )
 
@@ -45,17 +46,6 @@ LARGE = [
 ]
 
 
-def assert_same(results, expected, what=""):
-    """All results have the same bits, shapes and dtypes."""
-    assert not differing(results, expected), f"{what}: {differing(results, expected)} differ"
-
-
-def run_blank(operation, pass_, case, arrays):
-    """Do a pass into an array of NaN, where a block that nobody computed shows."""
-    out = operation.blank(pass_, arrays)
-    return operation.run(fn, pass_, case, arrays, out=out)
-
-
 def assert_independent_of_threads(operation, pass_, case, arrays):
     with fn.num_threads(1):
         expected = run_blank(operation, pass_, case, arrays)
@@ -69,15 +59,12 @@ def assert_independent_of_threads(operation, pass_, case, arrays):
 # ---- threads -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", WIDE_DTYPES, ids=str)
 def test_threads(operation, case, dtype, pass_):
     assert_independent_of_threads(operation, pass_, case, operation.draw(case, dtype))
 
 
-@pytest.mark.parametrize(
-    ("operation", "case"),
-    LARGE,
-    ids=[f"{operation.name}-{case.label}" for operation, case in LARGE],
-)
+@over(LARGE)
 def test_threads_of_large_input(operation, case, dtype, pass_):
     assert_independent_of_threads(operation, pass_, case, operation.draw(case, dtype))
 
@@ -112,7 +99,12 @@ def streamed(request, dtype, pass_):
     return operation, pass_, case, arrays, run_blank(operation, pass_, case, arrays)
 
 
-@pytest.mark.parametrize("offset", [0, 1, 4, 13])
+@pytest.mark.parametrize(
+    ("dtype", "offset"),
+    [(dtype, offset) for dtype in WIDE_DTYPES for offset in (0, 1, 4, 13)]
+    + [(dtype, 3) for dtype in HALF_DTYPES],
+    ids=str,
+)
 def test_streaming(streamed, streaming, offset):
     """`offset`: elements by which out is off the begin of a line of the cache, or of a vector."""
     operation, pass_, case, arrays, expected = streamed
@@ -129,67 +121,10 @@ def test_streaming(streamed, streaming, offset):
     assert np.isnan(line[start + blank.size :]).all()
 
 
-# ---- layouts -------------------------------------------------------------------------------------
-
-LAYOUT_CASES = (
-    (LAYER_NORM, Case("rows", (33, 65))),
-    (LAYER_NORM, Case("large", (300, 257))),
-    (LAYER_NORM, Case("axis 0", (65, 33), {"axis": 0})),
-    (LAYER_NORM, Case("axes 0, 2", (5, 17, 7), {"axis": (0, 2)})),
-    (LAYER_NORM, Case("one row", (129,))),
-    (BATCH_NORM, Case("2-D", (33, 17))),
-    (BATCH_NORM, Case("channels-first", (5, 17, 6, 7))),
-    (BATCH_NORM, Case("large", (5, 17, 40, 41))),
-    (BATCH_NORM, Case("channels-last", (5, 6, 7, 17), {"axis": -1})),
-    (BATCH_NORM, Case("axis 0", (17, 5, 7), {"axis": 0})),
-    (BATCH_NORM, Case("frozen", (33, 17), forward_options={"training": False})),
-    (WEIGHT_NORM, Case("rows", (33, 17))),
-    (WEIGHT_NORM, Case("columns", (33, 17), {"axis": -1})),
-    (WEIGHT_NORM, Case("middle", (5, 17, 7), {"axis": 1})),
-    (WEIGHT_NORM, Case("whole", (300, 257), {"axis": None})),
-    (AFFINE, Case("rows", (33, 17), data={"outputs": 9})),
-    (AFFINE, Case("leading", (5, 33, 17), data={"outputs": 9})),
-    (AFFINE, Case("one row", (17,), data={"outputs": 9})),
-)
+# ---- where arrays begin --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("operation", "case"),
-    LAYOUT_CASES,
-    ids=[f"{operation.name}-{case.label}" for operation, case in LAYOUT_CASES],
-)
-def test_layouts(operation, case, dtype, pass_, layout):
-    """x and dy give the bits of their contiguous copies, wherever their elements lie.
-
-    The weight of an affine layer is not among them: BLAS may sum a transposed one in another order.
-    """
-    arrays = operation.draw(case, dtype)
-    for laid_out in (("x", "v"), ("dy",), ("x", "v", "dy")):
-        strided = {
-            name: LAYOUTS[layout](array) if name in laid_out else array
-            for name, array in arrays.items()
-        }
-        plain = {name: array.copy(order="C") for name, array in strided.items()}
-        assert_same(
-            run_blank(operation, pass_, case, strided), run_blank(operation, pass_, case, plain)
-        )
-
-
-def test_layouts_of_parameters(operation, dtype, pass_, layout):
-    """Vectors too: gamma as a column of a matrix, or one number for all channels."""
-    case = operation.typical
-    arrays = operation.draw(case, dtype)
-    strided = {
-        name: LAYOUTS[layout](array) if array.ndim == 1 and name not in operation.state else array
-        for name, array in arrays.items()
-    }
-    plain = {name: array.copy(order="C") for name, array in strided.items()}
-    assert_same(
-        run_blank(operation, pass_, case, strided), run_blank(operation, pass_, case, plain)
-    )
-
-
-@pytest.mark.parametrize("operation", [LAYER_NORM, BATCH_NORM, WEIGHT_NORM], ids=repr)
+@pytest.mark.parametrize("operation", [o for o in OPERATIONS if o is not AFFINE], ids=repr)
 def test_alignment(operation, dtype, pass_):
     """Where in a cache line an array begins does not matter."""
     case = operation.typical

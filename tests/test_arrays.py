@@ -1,0 +1,293 @@
+"""What arrays may be: of any layout and mixed dtypes, read-only, mapped, lists, tensors, empty."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from checks import (
+    ANY_LAYOUT,
+    OUT_LAYOUTS,
+    SEVERAL_TILES,
+    SMALL,
+    assert_dtypes,
+    assert_right,
+    assert_same,
+    over,
+    read_only,
+    run_blank,
+)
+
+import fastnorm as fn
+from fastnorm._registry import DTYPES, PASSES, WIDE_DTYPES, Case, every_case, working
+
+# ---- layouts -------------------------------------------------------------------------------------
+
+
+def roles(operation, arrays):
+    """Sets of arguments whose layout is changed together.
+
+    The weight of an affine layer is in none: BLAS may sum a transposed one in another order.
+    """
+    first = operation.inputs[0]
+    given = {n for n, a in arrays.items() if a.ndim and n not in (*operation.state, "weight")}
+    return {first}, {"dy"}, given - {first, "dy"}, given
+
+
+def assert_layout_does_not_matter(operation, case, dtype, lay_out):
+    arrays = operation.draw(case, dtype)
+    for changed in roles(operation, arrays):
+        strided = {name: lay_out(a) if name in changed else a for name, a in arrays.items()}
+        plain = {
+            name: a.copy(order="A" if name == "weight" else "C") for name, a in strided.items()
+        }
+        read_only(strided, operation.state)
+        for pass_ in PASSES:
+            results = run_blank(operation, pass_, case, strided)
+            expected = run_blank(operation, pass_, case, plain)
+            assert_same(results, expected, f"{pass_} of strided {', '.join(sorted(changed))}")
+
+
+@over(SMALL)
+@pytest.mark.parametrize("layout", ANY_LAYOUT)
+def test_layouts(operation, case, dtype, layout):
+    """Every array gives the bits of its contiguous copy, wherever its elements lie."""
+    assert_layout_does_not_matter(operation, case, dtype, ANY_LAYOUT[layout])
+
+
+@over(SEVERAL_TILES)
+@pytest.mark.parametrize("layout", ["transposed", "stepped", "reversed", "unaligned", "broadcast"])
+@pytest.mark.parametrize("dtype", [DTYPES[0], DTYPES[-1]], ids=str)
+def test_layouts_of_large_input(operation, case, dtype, layout):
+    assert_layout_does_not_matter(operation, case, dtype, ANY_LAYOUT[layout])
+
+
+@over((o, case) for o, case in every_case() if 1 in case.shape and not case.without)
+@pytest.mark.parametrize("stride", [0, 3, -8, 2**40])
+def test_strides_of_axes_of_length_1(operation, case, stride):
+    """They lead nowhere and may be any number, as NumPy leaves them after slicing."""
+    arrays = operation.draw(case, np.float32)
+    strided = dict(arrays)
+    for name in (operation.inputs[0], "dy"):
+        a = arrays[name]
+        strides = [stride if n == 1 else s for n, s in zip(a.shape, a.strides, strict=True)]
+        strided[name] = np.lib.stride_tricks.as_strided(a, strides=strides)
+    for pass_ in PASSES:
+        assert_same(
+            operation.run(fn, pass_, case, strided), operation.run(fn, pass_, case, arrays), pass_
+        )
+
+
+# ---- the layout of out ---------------------------------------------------------------------------
+
+
+@over(SMALL)
+@pytest.mark.parametrize("layout", OUT_LAYOUTS)
+def test_out(operation, case, dtype, layout):
+    """`out` receives the first result and is returned, whatever its strides, and x's."""
+    arrays = operation.draw(case, dtype)
+    first = operation.inputs[0]
+    for pass_ in PASSES:
+        expected = operation.run(fn, pass_, case, arrays)
+        for x_layout in ("contiguous", layout, "transposed", "stepped"):
+            strided = arrays | {first: ANY_LAYOUT[x_layout](arrays[first])}
+            out = OUT_LAYOUTS[layout](operation.blank(pass_, arrays))
+            results = operation.run(fn, pass_, case, strided, out=out)
+            assert next(iter(results.values())) is out
+            assert_same(results, expected, f"{pass_}, x {x_layout}")
+
+
+@over(SEVERAL_TILES)
+@pytest.mark.parametrize("layout", ["transposed", "stepped"])
+@pytest.mark.parametrize("dtype", [DTYPES[0], DTYPES[-1]], ids=str)
+def test_out_of_large_input(operation, case, dtype, layout):
+    arrays = operation.draw(case, dtype)
+    for pass_ in PASSES:
+        out = OUT_LAYOUTS[layout](operation.blank(pass_, arrays))
+        results = operation.run(fn, pass_, case, arrays, out=out)
+        assert_same(results, operation.run(fn, pass_, case, arrays), pass_)
+
+
+def test_nothing_beside_out_is_written(operation, dtype, pass_):
+    """Between the elements of a strided `out` lie those of somebody else."""
+    case = operation.typical
+    arrays = operation.draw(case, dtype)
+    blank = operation.blank(pass_, arrays)
+    memory = np.full([3 * n for n in blank.shape[::-1]], 7, dtype).T
+    out = memory[tuple(np.s_[1::3] for _ in blank.shape)]
+    out[...] = np.nan
+    assert_same(
+        operation.run(fn, pass_, case, arrays, out=out), operation.run(fn, pass_, case, arrays)
+    )
+    out[...] = 7
+    assert (memory == 7).all()
+
+
+# ---- dtypes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("other", DTYPES, ids=lambda dtype: f"and-{dtype}")
+def test_mixed_dtypes(operation, dtype, other, pass_):
+    """One argument, or all but x, of another dtype than the rest."""
+    case = operation.typical
+    first = operation.inputs[0]
+    plain = {name: a.dtype for name, a in operation.draw(case, dtype).items()}
+    mixed = {n: working(other) if n in operation.state else other for n in plain if n != first}
+    for changed in (*({name} for name in mixed), set(mixed)):
+        dtypes = plain | {name: mixed[name] for name in changed}
+        arrays = read_only(operation.draw(case, dtypes), operation.state)
+        results = operation.run(fn, pass_, case, arrays)
+        assert_right(operation, pass_, case, arrays, results)
+        assert_dtypes(operation, arrays, results)
+
+
+@over(SMALL)
+def test_every_argument_of_another_dtype(operation, case):
+    """All the dtypes at once, in every assignment that goes round."""
+    plain = operation.draw(case, np.float32)
+    for shift in range(len(DTYPES)):
+        dtypes = {}
+        for k, name in enumerate(plain):
+            among = WIDE_DTYPES if name in operation.state else DTYPES
+            dtypes[name] = among[(k + shift) % len(among)]
+        arrays = read_only(operation.draw(case, dtypes), operation.state)
+        for pass_ in PASSES:
+            results = operation.run(fn, pass_, case, arrays)
+            assert_right(operation, pass_, case, arrays, results)
+            assert_dtypes(operation, arrays, results)
+
+
+@over(SMALL)
+@pytest.mark.parametrize("narrow", DTYPES[2:], ids=str)
+def test_narrow_arguments_are_widened_exactly(operation, case, narrow):
+    """Beside float32, 16-bit parameters, statistics and dy are what their float32 copies are."""
+    first = operation.inputs[0]
+    plain = operation.draw(case, np.float32)
+    dtypes = {n: np.float32 if n in (first, *operation.state) else narrow for n in plain}
+    arrays = operation.draw(case, dtypes)
+    wide = {n: a.astype(np.float32) for n, a in arrays.items()}
+    for pass_ in PASSES:
+        results = operation.run(fn, pass_, case, arrays)
+        expected = operation.run(fn, pass_, case, wide)
+        same = [n for n in results if n not in operation.gradients[1:]]
+        assert_same({n: results[n] for n in same}, {n: expected[n] for n in same}, pass_)
+
+
+def test_strided_and_mixed(operation, dtype, pass_):
+    """Gathering elements and converting them do not get into each other's way."""
+    case = operation.typical
+    dtypes = {n: a.dtype for n, a in operation.draw(case, dtype).items()}
+    other = DTYPES[(DTYPES.index(dtype) + 2) % len(DTYPES)]
+    dtypes |= {n: other for n in dtypes if n not in (operation.inputs[0], *operation.state)}
+    plain = operation.draw(case, dtypes)
+    for lay_out in map(ANY_LAYOUT.get, ("stepped", "transposed", "unaligned")):
+        strided = {
+            n: lay_out(a) if n not in (*operation.state, "weight") and a.ndim else a
+            for n, a in plain.items()
+        }
+        out = lay_out(operation.blank(pass_, plain))
+        results = operation.run(fn, pass_, case, strided, out=out)
+        assert_same(results, operation.run(fn, pass_, case, plain))
+
+
+# ---- what is not an array ------------------------------------------------------------------------
+
+
+def test_lists(operation, pass_):
+    """Lists are arrays of float64."""
+    case = operation.typical
+    arrays = operation.draw(case, np.float64)
+    lists = {
+        name: array if name in operation.state else array.tolist() for name, array in arrays.items()
+    }
+    results = operation.run(fn, pass_, case, lists)
+    assert_same(results, operation.run(fn, pass_, case, arrays))
+
+
+class Subclass(np.ndarray):
+    """An array whose class is nobody's business."""
+
+
+def test_subclasses(operation, dtype, pass_):
+    """They are taken for what they are based on, and results are plain arrays."""
+    case = operation.typical
+    arrays = operation.draw(case, dtype)
+    given = {n: a if n in operation.state else a.view(Subclass) for n, a in arrays.items()}
+    results = operation.run(fn, pass_, case, given)
+    assert_same(results, operation.run(fn, pass_, case, arrays))
+    assert {type(result) for result in results.values()} == {np.ndarray}
+
+
+def test_memory_mapped_input(operation, dtype, pass_, tmp_path):
+    case = operation.typical
+    arrays = operation.draw(case, dtype)
+    mapped = dict(arrays)
+    for name in (operation.inputs[0], "dy"):
+        arrays[name].tofile(tmp_path / name)
+        mapped[name] = np.memmap(tmp_path / name, dtype, mode="r", shape=arrays[name].shape)
+    results = operation.run(fn, pass_, case, mapped)
+    assert_same(results, operation.run(fn, pass_, case, arrays))
+    assert type(next(iter(results.values()))) is np.ndarray
+
+
+def test_mapped_out(operation, dtype, pass_, tmp_path):
+    """A result may go to a file."""
+    case = operation.typical
+    arrays = operation.draw(case, dtype)
+    blank = operation.blank(pass_, arrays)
+    out = np.memmap(tmp_path / "out", dtype, mode="w+", shape=blank.shape)
+    results = operation.run(fn, pass_, case, arrays, out=out)
+    first = next(iter(results))
+    assert results[first] is out
+    assert_same({first: out}, {first: operation.run(fn, pass_, case, arrays)[first]})
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64], ids=lambda d: d.__name__)
+def test_tensors(operation, dtype, pass_):
+    """A tensor of PyTorch on the CPU is its memory, not a copy; results are arrays of NumPy."""
+    torch = pytest.importorskip("torch")
+    case = operation.typical
+    arrays = operation.draw(case, dtype)
+    tensors = {n: a if n in operation.state else torch.from_numpy(a) for n, a in arrays.items()}
+    results = operation.run(fn, pass_, case, tensors)
+    assert_same(results, operation.run(fn, pass_, case, arrays))
+    assert {type(result) for result in results.values()} == {np.ndarray}
+    cache = operation.bind(fn, "forward", case, tensors)()[1]
+    first = operation.inputs[0]
+    assert np.shares_memory(getattr(cache, first), arrays[first])
+
+
+# ---- small and empty -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "number",
+    [np.float64(-3), np.float32(-3), np.float16(-3), ml_dtypes.bfloat16(-3), np.array(-3.0), -3.0],
+)
+def test_zero_dimensions(number):
+    """A number is a tensor of its own: its norm is its size."""
+    w, cache = fn.weight_norm_forward(number, 2.0, axis=None)
+    dv, dg = fn.weight_norm_backward(np.array(1.0), cache)
+    assert (w, dv, dg) == (-2, 0, -1)
+    assert w.shape == dv.shape == dg.shape == ()
+    assert w.dtype == dv.dtype == np.asarray(number).dtype
+
+
+EMPTY_LAYOUTS = {
+    "fortran": np.asfortranarray,
+    "reversed": np.flip,
+    "sliced": lambda a: np.empty((*a.shape[:-1], 2 * a.shape[-1]), a.dtype)[..., ::2],
+    "broadcast": lambda a: np.broadcast_to(np.ones((), a.dtype), a.shape),
+}
+
+
+@pytest.mark.parametrize("layout", EMPTY_LAYOUTS)
+def test_empty_layouts(operation, dtype, pass_, layout):
+    """No elements, in any order."""
+    typical = operation.typical
+    case = Case("", (0, *typical.shape[1:]), typical.options, data=typical.data)
+    arrays = operation.draw(case, dtype)
+    strided = arrays | {
+        name: EMPTY_LAYOUTS[layout](arrays[name]) for name in (operation.inputs[0], "dy")
+    }
+    results = operation.run(fn, pass_, case, strided)
+    assert_same(results, operation.run(fn, pass_, case, arrays))
+    assert next(iter(results.values())).shape == operation.blank(pass_, arrays).shape
