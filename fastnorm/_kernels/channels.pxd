@@ -254,7 +254,7 @@ cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
     t.streams = streams((3 if t.dy != NULL else 2) * num_bytes)
     if t.reduction == NO_REDUCTION and team > 1:
         t.streams = streams(num_bytes)  # until then, the cache takes more than memory does
-    if t.batch > 1 or t.group > 1 or t.mapped != NULL:
+    if t.conclude != NULL or t.mapped != NULL:
         plan_whole_tiles(t, team)
     t.ahead = 0
     if t.streams and not t.whole_tiles:
