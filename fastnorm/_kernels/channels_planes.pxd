@@ -5,10 +5,11 @@ from fastnorm._kernels.channels_task cimport CENTRE, GRADIENT, GRADIENT_SUMS, IN
 from fastnorm._kernels.channels_task cimport MOMENTS, PIECE, SCALE, SCALE_SHIFT, SHIFT, SLOPE, SQUARES
 from fastnorm._kernels.channels_task cimport Block, Channels
 from fastnorm._kernels.memory cimport Writer, flush, open_writer, place, prefetch
-from fastnorm._kernels.moments cimport Moments, merge_centred, no_moments
+from fastnorm._kernels.moments cimport Moments, chunk_centre, merge_centred, merge_chunk
+from fastnorm._kernels.moments cimport no_moments
 from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, add_centred_sums, add_gradient_sums
 from fastnorm._kernels.rows cimport add_squares, clear, fold, row_gradient, row_scale_shift
-from fastnorm._kernels.rows cimport row_sum, row_weighted_gradient
+from fastnorm._kernels.rows cimport row_gradient_sums, row_sum, row_weighted_gradient
 
 cdef inline Py_ssize_t piece_length(Channels* t, Py_ssize_t unit) noexcept nogil:
     return min(<Py_ssize_t> PIECE, t.s - unit % t.pieces * PIECE)
@@ -71,6 +72,33 @@ cdef inline void reduce_planes(Channels* t, const real* x, const real* dy, Block
     for k in range(channels):
         t.first[b.range * t.width + b.first_channel + k] = moments[k].mean
         t.second[b.range * t.width + b.first_channel + k] = moments[k].m2
+
+
+cdef inline void reduce_rows(Channels* t, const real* x, const real* dy, Block b) noexcept nogil:
+    """Channels of one piece each: one sweep over all of them, then the other, for those of a
+    channel wait for one another."""
+    cdef real centre[MAX_TILE]
+    cdef Moments moments
+    cdef const real* coefficients = <const real*> t.coefficients
+    cdef double* first = t.first + b.first_channel
+    cdef double* second = t.second + b.first_channel
+    cdef Py_ssize_t k, channel, channels = b.last_channel - b.first_channel
+    x += b.first_channel * t.s
+    if t.reduction == GRADIENT_SUMS:
+        dy += b.first_channel * t.s
+        for k in range(channels):
+            channel = b.first_channel + k
+            row_gradient_sums(
+                dy + k * t.s, x + k * t.s, t.s, coefficients[channel],
+                coefficients[INVERSE * t.width + channel], &first[k], &second[k],
+            )
+        return
+    for k in range(channels):
+        centre[k] = chunk_centre(x + k * t.s, t.s)
+    for k in range(channels):
+        moments = no_moments()
+        merge_chunk(&moments, x + k * t.s, t.s, centre[k], 0)
+        first[k], second[k] = moments.mean, moments.m2
 
 
 cdef inline void map_run(
