@@ -7,7 +7,7 @@ from fastnorm._kernels.channels_task cimport SQUARES, Block, Channels
 from fastnorm._kernels.memory cimport Writer, flush, open_writer, place, prefetch
 from fastnorm._kernels.moments cimport Moments, chunk_centre, chunk_sums, merge_centred
 from fastnorm._kernels.moments cimport no_moments
-from fastnorm._kernels.operands cimport SCRATCH, SCRATCH_ROWS, load_block, result_block, store_block
+from fastnorm._kernels.operands cimport SCRATCH_ROWS, load_block, result_block, store_block
 from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, add_centred_sums, add_gradient_sums
 from fastnorm._kernels.rows cimport add_squares, clear, fold, row_gradient, row_scale_shift
 from fastnorm._kernels.rows cimport row_gradient_sums, row_sum, row_weighted_gradient
@@ -22,9 +22,11 @@ cdef inline Py_ssize_t piece_offset(
     return t.base + (unit // t.pieces * t.c + channel) * t.s + unit % t.pieces * PIECE
 
 
-cdef inline Py_ssize_t planes_at_once(Py_ssize_t channels, Py_ssize_t n) noexcept nogil:
+cdef inline Py_ssize_t planes_at_once(
+    Channels* t, Py_ssize_t channels, Py_ssize_t n
+) noexcept nogil:
     """Channels of which n elements each fit in scratch memory."""
-    return min(min(channels, SCRATCH // n), <Py_ssize_t> SCRATCH_ROWS)
+    return min(min(channels, t.room // n), <Py_ssize_t> SCRATCH_ROWS)
 
 
 cdef inline void reduce_planes(
@@ -56,7 +58,7 @@ cdef inline void reduce_planes(
         pending += length
         first = 0
         while first < channels:
-            some = planes_at_once(channels - first, length)
+            some = planes_at_once(t, channels - first, length)
             x = load_block(t.x, offset + first * t.s, t.s, some, length, x_scratch, &stride)
             if t.reduction == GRADIENT_SUMS:
                 dy = load_block(
@@ -109,7 +111,7 @@ cdef inline void reduce_rows(
     cdef const real* dy
     cdef Py_ssize_t channel = b.first_channel, some, stride, dy_stride, k
     while channel < b.last_channel:
-        some = planes_at_once(b.last_channel - channel, t.s)
+        some = planes_at_once(t, b.last_channel - channel, t.s)
         x = load_block(t.x, t.base + channel * t.s, t.s, some, t.s, x_scratch, &stride)
         if t.reduction == GRADIENT_SUMS:
             dy = load_block(t.dy, t.base + channel * t.s, t.s, some, t.s, dy_scratch, &dy_stride)
@@ -196,7 +198,7 @@ cdef inline void map_planes(
             channel = b.first_channel
             while channel < b.last_channel:
                 some = b.last_channel - channel
-                some = some if t.direct else planes_at_once(some, n)
+                some = some if t.direct else planes_at_once(t, some, n)
                 map_block_of_planes(
                     t, t.base + (sample * t.c + channel) * t.s + start, channel, some, n,
                     next_plane, x_scratch, source_scratch, y_scratch, &writer,
