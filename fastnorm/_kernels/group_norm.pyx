@@ -19,13 +19,18 @@ from libc.string cimport memcpy
 
 cimport numpy as cnp
 
-from fastnorm._kernels.arrays cimport Dtype, Vector, data_of, dtype_of, load, store, vector_of
+from fastnorm._kernels.arrays cimport FLOAT32, NONE, Dtype, Vector, data_of, dtype_of, itemsize_of
+from fastnorm._kernels.arrays cimport load, real, store, vector_of
 from fastnorm._kernels.blocks cimport ceil_div, threads_for
 from fastnorm._kernels.channels cimport run
 from fastnorm._kernels.channels_task cimport CENTRE, FEW, GRADIENT_SUMS, INVERSE, MOMENTS
 from fastnorm._kernels.channels_task cimport NO_REDUCTION, SCALE, SCALE_SHIFT, SHIFT, SLOPE
 from fastnorm._kernels.channels_task cimport WEIGHTED_GRADIENT, Channels, Reduction, high_parts
 from fastnorm._kernels.channels_task cimport plan_groups, rescue_channels, set_coefficients
+from fastnorm._kernels.group_norm_rows cimport GroupRows, are_rows, backward_rows_of_groups
+from fastnorm._kernels.layer_norm_forward cimport forward_block
+from fastnorm._kernels.layer_norm_task cimport Task, set_view
+from fastnorm._kernels.memory cimport streams
 from fastnorm._kernels.moments cimport is_usable, reciprocal_std
 from fastnorm._pool cimport parallel_for
 
@@ -289,6 +294,63 @@ cdef int run_group_norm(
     return 0
 
 
+cdef inline void expand_typed(
+    Vector parameter, Py_ssize_t c, Py_ssize_t s, real* restrict values
+) noexcept nogil:
+    cdef double value
+    cdef Py_ssize_t i, j
+    for i in range(c):
+        load(parameter, i, 1, 0, &value)
+        for j in range(s):
+            values[i * s + j] = <real> value
+
+
+cdef inline void* expanded(Vector parameter, Dtype dtype, Py_ssize_t c, Py_ssize_t s) except? NULL:
+    """A value for each element of a channel, in x's type; NULL where the parameter is absent."""
+    cdef void* values
+    if parameter.dtype == NONE:
+        return NULL
+    values = malloc(c * s * itemsize_of(dtype))
+    if values == NULL:
+        raise MemoryError
+    if dtype == FLOAT32:
+        expand_typed(parameter, c, s, <float*> values)
+    else:
+        expand_typed(parameter, c, s, <double*> values)
+    return values
+
+
+cdef int run_rows(
+    GroupRows* rows, Dtype dtype, Py_ssize_t batch, Py_ssize_t num_groups, Py_ssize_t group,
+    Py_ssize_t s, Vector gamma, Vector beta, str function, int num_threads,
+) except -1:
+    """Forward, or backward where there is dy."""
+    cdef Task* t = &rows.task
+    cdef Py_ssize_t num_bytes = batch * num_groups * group * s * itemsize_of(dtype)
+    cdef bint done = True
+    set_view(t, dtype, batch * num_groups, group * s)
+    rows.s, t.period = s, num_groups
+    num_threads = threads_for(num_bytes, num_threads)
+    t.streams = streams((2 if t.dy == NULL else 3) * num_bytes)
+    t.gamma = t.beta = NULL
+    try:
+        t.gamma = expanded(gamma, dtype, num_groups * group, s)
+        t.beta = expanded(beta, dtype, num_groups * group, s)
+        with nogil:
+            if t.dy != NULL:
+                done = backward_rows_of_groups(rows, num_threads)
+            else:
+                parallel_for(forward_block, t, ceil_div(t.rows, t.rows_per_block), num_threads)
+        if not done:
+            raise MemoryError
+    except MemoryError:
+        raise MemoryError(f"{function}: no memory for the parameters") from None
+    finally:
+        free(<void*> t.gamma)
+        free(<void*> t.beta)
+    return 0
+
+
 def forward(
     str function,
     cnp.ndarray x,              # IN (B, N, C, S)
@@ -305,8 +367,18 @@ def forward(
     cnp.ndarray rstd,           # OUT (B, num_groups) float64
     int num_threads,
 ):
+    cdef GroupRows rows
     cdef GroupNorm norm
     cdef Channels* t = &norm.channels
+    if are_rows(n, s, c // num_groups):
+        rows.task.x, rows.task.dy, rows.task.y = data_of(x), NULL, data_of(y)
+        rows.task.mean, rows.task.rstd = <double*> data_of(mean), <double*> data_of(rstd)
+        rows.task.eps = eps
+        run_rows(
+            &rows, dtype_of(x), batch, num_groups, c // num_groups, s, vector_of(gamma),
+            vector_of(beta), function, num_threads,
+        )
+        return
     plan_group_norm(
         &norm, NO_REDUCTION if n == 1 else MOMENTS, dtype_of(x), batch, n, c, s, num_groups
     )
@@ -342,8 +414,18 @@ def backward(
     cnp.ndarray dbeta,          # OUT (C,) or None
     int num_threads,
 ):
+    cdef GroupRows rows
     cdef GroupNorm norm
     cdef Channels* t = &norm.channels
+    if are_rows(n, s, c // num_groups):
+        rows.task.x, rows.task.dy, rows.task.y = data_of(x), data_of(dy), data_of(dx)
+        rows.task.mean, rows.task.rstd = <double*> data_of(mean), <double*> data_of(rstd)
+        rows.task.dgamma, rows.task.dbeta = vector_of(dgamma), vector_of(dbeta)
+        run_rows(
+            &rows, dtype_of(x), batch, num_groups, c // num_groups, s, vector_of(gamma),
+            vector_of(None), function, num_threads,
+        )
+        return
     plan_group_norm(&norm, GRADIENT_SUMS, dtype_of(x), batch, n, c, s, num_groups)
     t.map, t.linear = WEIGHTED_GRADIENT, False
     t.prepare, t.finish, t.conclude = prepare_backward, keep, conclude_backward

@@ -8,7 +8,7 @@ from libc.stdlib cimport calloc, free, malloc
 from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real, store
 from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div
 from fastnorm._kernels.layer_norm_task cimport FLUSH_ROWS, GROUP, PIECE, RowSums, Task
-from fastnorm._kernels.layer_norm_task cimport piece_length, shifted
+from fastnorm._kernels.layer_norm_task cimport parameters_of, piece_length, shifted
 from fastnorm._kernels.memory cimport Writer, flush, open_writer, place, prefetch
 from fastnorm._kernels.moments cimport low_part
 from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, LANES, TAIL, clear, fold
@@ -63,7 +63,8 @@ cdef inline RowSums piece_sums(
     while start < stop:
         offset = index * t.n + start
         chunk = row_sums(
-            dy + offset, x + offset, shifted(<const real*> t.gamma, start),
+            dy + offset, x + offset,
+            shifted(<const real*> t.gamma, parameters_of(t, index) + start),
             min(stop - start, <Py_ssize_t> CHUNK), high, rstd, shift, ahead,
         )
         total.h += chunk.h
@@ -95,6 +96,7 @@ cdef inline void gradients(
 ) noexcept nogil:
     """The same for n elements of a row from `start` on."""
     cdef Py_ssize_t offset = index * t.n + start, i = 0, length
+    cdef const real* gamma = shifted(<const real*> t.gamma, parameters_of(t, index) + start)
     cdef real* target
     cdef real high = <real> t.mean[index]
     cdef real rstd = <real> t.rstd[index]
@@ -106,7 +108,7 @@ cdef inline void gradients(
         if ahead:
             prefetch(x + offset + i + ahead, length * sizeof(real))
         row_gradients(
-            dy + offset + i, x + offset + i, shifted(<const real*> t.gamma, start + i), target,
+            dy + offset + i, x + offset + i, shifted(gamma, i), target,
             dgamma + i, dbeta + i, length, high, rstd, shift, mean_h, mean_hx,
         )
         i += length

@@ -4,7 +4,7 @@ from libc.stdlib cimport free, malloc
 
 from fastnorm._kernels.arrays cimport FLOAT32, real
 from fastnorm._kernels.layer_norm_task cimport GROUP, PIECE, RowStatistics, Task, elements_after
-from fastnorm._kernels.layer_norm_task cimport piece_length, shifted
+from fastnorm._kernels.layer_norm_task cimport parameters_of, piece_length, shifted
 from fastnorm._kernels.memory cimport Writer, flush, open_writer, place
 from fastnorm._kernels.moments cimport Moments, chunk_centre, is_usable, low_part, merge
 from fastnorm._kernels.moments cimport merge_chunk, no_moments, reciprocal_std, rescue, row_moments
@@ -80,7 +80,7 @@ cdef inline void forward_rows(
 ) noexcept nogil:
     cdef Moments moments[GROUP]
     cdef RowStatistics rows[GROUP]
-    cdef Py_ssize_t index = first, k, offset, count
+    cdef Py_ssize_t index = first, k, offset, count, start
     cdef Writer writer
     open_writer(&writer, t.streams)
     while index < last:
@@ -91,9 +91,11 @@ cdef inline void forward_rows(
             rows[k] = finish_statistics(t, x + offset + k * t.n, moments[k])
             keep_statistics(t, index + k, rows[k])
         for k in range(count):
+            start = parameters_of(t, index + k)
             normalize(
                 x + offset + k * t.n, y + offset + k * t.n,
-                <const real*> t.gamma, <const real*> t.beta, t.n, rows[k], &writer,
+                shifted(<const real*> t.gamma, start), shifted(<const real*> t.beta, start),
+                t.n, rows[k], &writer,
             )
         index += count
     flush(&writer)
