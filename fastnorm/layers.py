@@ -316,7 +316,7 @@ class BatchNorm(_Normalization):
 
 
 class GroupNorm(_Normalization):
-    """Group normalisation of ``num_channels`` channels in ``num_groups``; see `fastnorm.group_norm`.
+    """Group normalisation, ``num_channels`` in ``num_groups``; see `fastnorm.group_norm`.
 
     It has no running statistics: training and inference compute the same. The other arguments are
     those of `LayerNorm`; ``axis`` is the channel axis.

@@ -2,14 +2,13 @@
 
 from fastnorm._kernels.arrays cimport real
 from fastnorm._kernels.channels_task cimport CENTRE, GRADIENT, GRADIENT_SUMS, INVERSE, MAX_TILE
-from fastnorm._kernels.channels_task cimport MOMENTS, PIECE, SCALE, SCALE_SHIFT, SHIFT, SLOPE, SQUARES
-from fastnorm._kernels.channels_task cimport Block, Channels
+from fastnorm._kernels.channels_task cimport MOMENTS, PIECE, SCALE, SCALE_SHIFT, SHIFT, SLOPE
+from fastnorm._kernels.channels_task cimport SQUARES, Block, Channels
 from fastnorm._kernels.memory cimport Writer, flush, open_writer, place, prefetch
-from fastnorm._kernels.moments cimport Moments, chunk_centre, merge_centred, merge_chunk
-from fastnorm._kernels.moments cimport no_moments
+from fastnorm._kernels.moments cimport Moments, chunk_centre, merge_centred, merge_chunk, no_moments
 from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, add_centred_sums, add_gradient_sums
-from fastnorm._kernels.rows cimport add_squares, clear, fold, row_gradient, row_scale_shift
-from fastnorm._kernels.rows cimport row_gradient_sums, row_sum, row_weighted_gradient
+from fastnorm._kernels.rows cimport add_squares, clear, fold, row_gradient, row_gradient_sums
+from fastnorm._kernels.rows cimport row_scale_shift, row_sum, row_weighted_gradient
 
 cdef inline Py_ssize_t piece_length(Channels* t, Py_ssize_t unit) noexcept nogil:
     return min(<Py_ssize_t> PIECE, t.s - unit % t.pieces * PIECE)

@@ -9,9 +9,10 @@ a group, m = N·D·S. With D = 1 it is instance norm (Ulyanov et al., arXiv:1607
     dx = rstd·(h - Σh/m - x̂·Σ(h·x̂)/m)                       sums over N, the group and S
 
 Kept for the backward pass: mean and rstd, two numbers a group, in double. channels.pxd walks the
-view of each sample, or that of all of them, (1, B·C, S), where N = 1. Backward, and forward where a group does not lie in one piece (N > 1), reduce
-it by channels, and what is said of a group follows from its channels' numbers; else forward reduces
-a group as one channel of D·S elements.
+view of each sample, or that of all of them, (1, B·C, S), where N = 1. Backward, and forward where a
+group does not lie in one piece (N > 1), reduce it by channels, and what is said of a group follows
+from its channels' numbers; else forward reduces a group as one channel of D·S elements. Groups of
+short planes are rows of layer norm: group_norm_rows.pxd.
 """
 
 from libc.stdlib cimport free, malloc

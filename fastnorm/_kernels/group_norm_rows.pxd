@@ -1,5 +1,5 @@
-"""Groups that lie in one piece and whose planes are short: rows of D·S elements, normalised as layer
-norm does it, where gamma and beta, a value for each element, come again with every sample.
+"""Groups that lie in one piece and whose planes are short: rows of D·S elements, normalised as
+layer norm does it, where gamma and beta, a value for each element, come again with every sample.
 
 Backward is cut into ranges of samples by tiles of groups. A block adds up the parameter gradients
 of its tile over its samples; the ranges depend on the shape alone and are added in their order.
