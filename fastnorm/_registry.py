@@ -660,6 +660,8 @@ def _group_norm_cases() -> Iterator[Case]:
     for shape, groups, axis in (
         ((1, 600, 17), 1, 1),
         ((1, 600, 17), 2, 1),
+        ((1, 5000, 4), 1, 1),
+        ((1, 900, 20), 1, 1),
         ((1, 8, 50_021), 1, 1),
         ((1, 2, 200_003), 2, 1),
         ((1, 16, 150, 150), 4, 1),
@@ -756,6 +758,7 @@ INSTANCE_NORM = Operation(
     bench_cases=(
         _instance_case((16, 64, 56, 56), "channels-first"),
         _instance_case((16, 56, 56, 64), "channels-last", axis=-1),
+        _instance_case((16, 32, 28, 28), "channels-first"),
     ),
 )
 
