@@ -15,12 +15,15 @@ from fastnorm._kernels.memory cimport Writer, flush, open_writer
 from fastnorm._pool cimport parallel_for
 
 cdef enum:
-    MIN_GROUP_PLANE = 32        # elements: a channel's sum over fewer is mostly overhead
+    MIN_SINGLE_PLANE = 32       # elements: a sum over fewer is mostly overhead
+    MIN_GROUP_PLANE = 64        # the same where several planes make a row
     TILE = 1024                 # elements of a sample that a block takes at least
 
 
 cdef inline bint are_rows(Py_ssize_t n, Py_ssize_t s, Py_ssize_t group) noexcept nogil:
-    return n == 1 and s < MIN_GROUP_PLANE and group * s <= PIECE
+    """Of the shape of a sample alone, which says what its bits are."""
+    cdef Py_ssize_t least = MIN_SINGLE_PLANE if group == 1 else MIN_GROUP_PLANE
+    return n == 1 and s < least and group * s <= PIECE
 
 
 cdef struct GroupRows:
