@@ -23,9 +23,9 @@ from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
 from fastnorm._kernels.blocks cimport ceil_div, threads_for
 from fastnorm._kernels.channels_columns cimport map_columns, reduce_columns
 from fastnorm._kernels.channels_planes cimport map_planes, reduce_planes, reduce_rows
-from fastnorm._kernels.channels_task cimport AHEAD, COEFFICIENTS, FEW, MAX_TILE, MIN_RUN
-from fastnorm._kernels.channels_task cimport MOMENTS, NO_REDUCTION, SQUARES, Block, Channels, Grid
-from fastnorm._kernels.channels_task cimport at_sample, block_at, mapped_view, plan_whole_tiles, range_count
+from fastnorm._kernels.channels_task cimport AHEAD, COEFFICIENTS, FEW, MAX_TILE, MIN_RUN, MOMENTS
+from fastnorm._kernels.channels_task cimport NO_REDUCTION, SQUARES, Block, Channels, Grid, at_sample
+from fastnorm._kernels.channels_task cimport block_at, mapped_view, plan_whole_tiles, range_count
 from fastnorm._kernels.channels_task cimport range_width
 from fastnorm._kernels.columns cimport STRIP
 from fastnorm._kernels.memory cimport streams

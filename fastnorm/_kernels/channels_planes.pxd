@@ -9,8 +9,8 @@ from fastnorm._kernels.moments cimport Moments, chunk_centre, chunk_sums, merge_
 from fastnorm._kernels.moments cimport no_moments
 from fastnorm._kernels.operands cimport SCRATCH_ROWS, load_block, result_block, store_block
 from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, add_centred_sums, add_gradient_sums
-from fastnorm._kernels.rows cimport add_squares, clear, fold, row_gradient, row_scale_shift
-from fastnorm._kernels.rows cimport row_gradient_sums, row_sum, row_weighted_gradient
+from fastnorm._kernels.rows cimport add_squares, clear, fold, row_gradient, row_gradient_sums
+from fastnorm._kernels.rows cimport row_scale_shift, row_sum, row_weighted_gradient
 
 cdef inline Py_ssize_t piece_length(Channels* t, Py_ssize_t unit) noexcept nogil:
     return min(<Py_ssize_t> PIECE, t.s - unit % t.pieces * PIECE)

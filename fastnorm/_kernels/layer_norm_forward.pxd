@@ -6,7 +6,8 @@ from libc.stdlib cimport free, malloc
 from fastnorm._kernels.arrays cimport FLOAT32, real
 from fastnorm._kernels.layer_norm_narrow cimport forward_narrow
 from fastnorm._kernels.layer_norm_task cimport MAX_GROUP, NARROW, PIECE, RowMap, Task
-from fastnorm._kernels.layer_norm_task cimport finish_statistics, piece_length, row_map, shifted
+from fastnorm._kernels.layer_norm_task cimport finish_statistics, parameters_of, piece_length
+from fastnorm._kernels.layer_norm_task cimport row_map, shifted
 from fastnorm._kernels.memory cimport Writer, flush, open_writer, place
 from fastnorm._kernels.moments cimport Moments, chunk_centre, chunk_squares, chunk_sums, merge
 from fastnorm._kernels.moments cimport merge_chunk, no_moments
@@ -63,7 +64,7 @@ cdef inline Moments piece_moments(
 cdef inline void normalize(
     Task* t, const real* x, real* y, Py_ssize_t start, Py_ssize_t n, RowMap m, Writer* writer
 ) noexcept nogil:
-    """n elements of a row from `start` on."""
+    """n elements of a row, whose parameters begin at `start`."""
     cdef const real* gamma = shifted(<const real*> t.gamma, start)
     cdef const real* beta = shifted(<const real*> t.beta, start)
     cdef Py_ssize_t i = 0, length
@@ -96,7 +97,8 @@ cdef inline void forward_rows(
         group_statistics(t, x, x_stride, index, count, ahead, mean, rstd)
         for k in range(count):
             normalize(
-                t, x + k * x_stride, y + k * y_stride, 0, t.n, row_map(t, mean[k], rstd[k]), writer
+                t, x + k * x_stride, y + k * y_stride, parameters_of(t, index + k), t.n,
+                row_map(t, mean[k], rstd[k]), writer,
             )
         store_block(&t.y, offset, t.n, count, t.n, y, y_stride, writer)
         index += count
@@ -115,7 +117,7 @@ cdef inline void normalize_long(
         offset = index * t.n + start
         x = load_block(&t.x, offset, length, 1, length, x_scratch, &stride)
         y = result_block(&t.y, offset, length, length, y_scratch, &stride)
-        normalize(t, x, y, start, length, m, writer)
+        normalize(t, x, y, parameters_of(t, index) + start, length, m, writer)
         store_block(&t.y, offset, length, 1, length, y, stride, writer)
         start += length
 
@@ -142,7 +144,7 @@ cdef inline void forward_typed(
 ) noexcept nogil:
     cdef Writer writer
     open_writer(&writer, t.streams, t.y.direct)
-    if t.n < NARROW:
+    if t.n < NARROW and t.period == 1:
         forward_narrow(t, first, last, x_scratch, y_scratch, &writer)
     elif t.n <= CHUNK:
         forward_rows(t, first, last, x_scratch, y_scratch, &writer)

@@ -43,8 +43,9 @@ cdef struct Task:
     Operand x                   # (M, N)
     Operand dy                  # (M, N)
     Operand y                   # (M, N), y or dx
-    const void* gamma           # (N,) or NULL
-    const void* beta            # (N,) or NULL
+    Py_ssize_t period           # rows with parameters of their own, which the next rows share
+    const void* gamma           # (period, N) or NULL
+    const void* beta            # (period, N) or NULL
     double eps
     double* mean                # (M,) or NULL
     double* rstd                # (M,) or NULL
@@ -61,7 +62,7 @@ cdef inline void set_view(
     Task* t, Dtype dtype, bint centred, Py_ssize_t rows, Py_ssize_t n
 ) noexcept nogil:
     t.dtype, t.centred = dtype, centred
-    t.rows, t.n = rows, n
+    t.rows, t.n, t.period = rows, n, 1
     t.pieces = ceil_div(n, PIECE)
     t.rows_per_block = rows_per_block(rows, n * itemsize_of(dtype))
 
@@ -83,6 +84,11 @@ cdef inline bint is_cut(Task* t) noexcept nogil:
 
 cdef inline Py_ssize_t piece_length(Task* t, Py_ssize_t piece) noexcept nogil:
     return min(<Py_ssize_t> PIECE, t.n - piece * PIECE)
+
+
+cdef inline Py_ssize_t parameters_of(Task* t, Py_ssize_t index) noexcept nogil:
+    """Where those of a row begin."""
+    return 0 if t.period == 1 else index % t.period * t.n
 
 
 cdef inline const real* shifted(const real* parameter, Py_ssize_t offset) noexcept nogil:
