@@ -16,6 +16,14 @@ from ._config import show_config
 from ._threads import get_num_threads, num_threads, set_num_threads
 from .affine import affine, affine_backward, affine_forward
 from .batch_norm import batch_norm, batch_norm_backward, batch_norm_forward
+from .group_norm import (
+    group_norm,
+    group_norm_backward,
+    group_norm_forward,
+    instance_norm,
+    instance_norm_backward,
+    instance_norm_forward,
+)
 from .layer_norm import layer_norm, layer_norm_backward, layer_norm_forward
 from .rms_norm import rms_norm, rms_norm_backward, rms_norm_forward
 from .weight_norm import weight_norm, weight_norm_backward, weight_norm_forward
@@ -30,6 +38,12 @@ __all__ = [
     "batch_norm_backward",
     "batch_norm_forward",
     "get_num_threads",
+    "group_norm",
+    "group_norm_backward",
+    "group_norm_forward",
+    "instance_norm",
+    "instance_norm_backward",
+    "instance_norm_forward",
     "layer_norm",
     "layer_norm_backward",
     "layer_norm_forward",

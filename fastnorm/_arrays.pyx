@@ -215,6 +215,21 @@ cpdef one_axis(function, axis, Py_ssize_t ndim):
     return <Py_ssize_t> i % ndim
 
 
+cpdef Py_ssize_t groups(function, num_groups, Py_ssize_t channels) except -1:
+    """`num_groups`, which must divide the number of channels."""
+    try:
+        value = PyNumber_Index(num_groups)
+    except TypeError:
+        raise TypeError(
+            f"{function}: num_groups must be an integer, got {type(num_groups).__name__}"
+        ) from None
+    if value < 1 or channels % value:
+        raise ValueError(
+            f"{function}: num_groups must divide the {channels} channels of x, got {value}"
+        )
+    return value
+
+
 cpdef tuple many_axes(function, axis, Py_ssize_t ndim):
     """`axis`, an int or a tuple of them, as a tuple counted from the front, ascending."""
     if not isinstance(axis, tuple | list):

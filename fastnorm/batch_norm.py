@@ -40,7 +40,7 @@ def batch_norm(x, mean, var, gamma=None, beta=None, *, axis=1, eps=1e-5, out=Non
     Parameters
     ----------
     x : array_like
-        float32 or float64, of 2 dimensions or more and any strides.
+        float16, bfloat16, float32 or float64, of 2 dimensions or more and any strides.
     mean, var : array_like
         Of shape (C,), C being ``x.shape[axis]``.
     gamma, beta : array_like, optional
@@ -98,13 +98,8 @@ def batch_norm(x, mean, var, gamma=None, beta=None, *, axis=1, eps=1e-5, out=Non
 
 def _infer(x, mean, var, gamma, beta, axis, eps, y, rstd):
     if x.size:
-        filled = _arrays.kernel_output(y)
         n, c, s = _arrays.channel_view(x, axis)
-        _kernel.infer(
-            _arrays.contiguous(x), mean, var, gamma, beta, n, c, s, eps, filled, rstd,
-            get_num_threads(),
-        )
-        _arrays.deliver(filled, y)
+        _kernel.infer(x, mean, var, gamma, beta, n, c, s, eps, y, rstd, get_num_threads())
     return y
 
 
@@ -148,7 +143,7 @@ def batch_norm_forward(
     Parameters
     ----------
     x : array_like
-        float32 or float64, of 2 dimensions or more and any strides.
+        float16, bfloat16, float32 or float64, of 2 dimensions or more and any strides.
     gamma, beta : array_like, optional
         Scale and shift, of shape (C,), C being ``x.shape[axis]``. Default: 1 and 0.
     running_mean, running_var : ndarray, optional
@@ -232,12 +227,10 @@ def batch_norm_forward(
         mean[...] = running_mean  # the cache must not see later updates
         _infer(x, mean, running_var, gamma, beta, axis, eps, y, rstd)
     elif x.size:
-        filled = _arrays.kernel_output(y)
         _kernel.forward(
-            _arrays.contiguous(x), gamma, beta, n, c, s, eps, decay, correction, filled, mean, rstd,
+            x, gamma, beta, n, c, s, eps, decay, correction, y, mean, rstd,
             running_mean, running_var, get_num_threads(),
         )
-        _arrays.deliver(filled, y)
     return y, BatchNormCache(x, gamma, beta, mean, rstd, axis, not training)
 
 
@@ -289,10 +282,7 @@ def batch_norm_backward(dy, cache, *, out=None):
     dbeta = _arrays.gradient(beta)
     if x.size:
         n, c, s = _arrays.channel_view(x, axis)
-        filled = _arrays.kernel_output(dx)
         _kernel.backward(
-            _arrays.contiguous(_arrays.cast(dy, x.dtype)), _arrays.contiguous(x),
-            gamma, mean, rstd, n, c, s, frozen, filled, dgamma, dbeta, get_num_threads(),
+            dy, x, gamma, mean, rstd, n, c, s, frozen, dx, dgamma, dbeta, get_num_threads(),
         )
-        _arrays.deliver(filled, dx)
     return dx, dgamma, dbeta

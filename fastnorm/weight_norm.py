@@ -51,11 +51,7 @@ def _run(function, v, g, axis, out, *, inference):
     n, c, s = _view(v, axis)
     norm = None if inference else np.zeros(c)
     if v.size:
-        filled = _arrays.kernel_output(w)
-        _kernel.forward(
-            _arrays.contiguous(v), g_given, n, c, s, filled, norm, get_num_threads()
-        )
-        _arrays.deliver(filled, w)
+        _kernel.forward(v, g_given, n, c, s, w, norm, get_num_threads())
     return w if inference else (w, WeightNormCache(v, g_given, norm, axis))
 
 
@@ -65,7 +61,7 @@ def weight_norm(v, g, *, axis=0, out=None):
     Parameters
     ----------
     v : array_like
-        The direction: float32 or float64, of any shape and strides.
+        The direction: float16, bfloat16, float32 or float64, of any shape and strides.
     g : array_like
         The length of each slice: of shape (v.shape[axis],), or that with ones for the other axes;
         of shape () for axis=None.
@@ -176,10 +172,5 @@ def weight_norm_backward(dy, cache, *, out=None):
     dg = _arrays.gradient(g)
     n, c, s = _view(v, axis)
     if v.size:
-        filled = _arrays.kernel_output(dv)
-        _kernel.backward(
-            _arrays.contiguous(_arrays.cast(dy, v.dtype)), _arrays.contiguous(v),
-            g, norm, n, c, s, filled, dg, get_num_threads(),
-        )
-        _arrays.deliver(filled, dv)
+        _kernel.backward(dy, v, g, norm, n, c, s, dv, dg, get_num_threads())
     return dv, dg

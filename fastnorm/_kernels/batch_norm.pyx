@@ -13,19 +13,22 @@ view; here is what happens to the two numbers of a channel.
 
 cimport numpy as cnp
 
-from fastnorm._kernels.arrays cimport NONE, data_of, dtype_of
+from fastnorm._kernels.arrays cimport NONE
 from fastnorm._kernels.channels cimport run
 from fastnorm._kernels.channels_task cimport CENTRE, FEW, GRADIENT, GRADIENT_SUMS, INVERSE
 from fastnorm._kernels.channels_task cimport MOMENTS, NO_REDUCTION, SCALE, SCALE_SHIFT, SHIFT
-from fastnorm._kernels.channels_task cimport SLOPE, Channels, high_parts, plan, rescue_channel
-from fastnorm._kernels.channels_task cimport set_all, set_coefficients
+from fastnorm._kernels.channels_task cimport SLOPE, Channels, Operands, high_parts, plan
+from fastnorm._kernels.channels_task cimport rescue_channel, set_all, set_coefficients
+from fastnorm._kernels.channels_task cimport set_operands, use_operands
 from fastnorm._kernels.moments cimport is_usable, reciprocal_std
+from fastnorm._kernels.operands cimport working_dtype
 from fastnorm._kernels.vectors cimport Vector, load, store, vector_of
 
 cnp.import_array()
 
 
 cdef struct BatchNorm:
+    Operands operands
     Channels channels
     Vector gamma                # (C,) or absent, as all below
     Vector beta
@@ -182,6 +185,7 @@ cdef void finish_frozen_backward(
 cdef int run_batch_norm(BatchNorm* norm, str function, int num_threads) except -1:
     cdef bint done
     norm.channels.norm = norm
+    use_operands(&norm.channels, &norm.operands)
     with nogil:
         done = run(&norm.channels, num_threads)
     if not done:
@@ -208,11 +212,10 @@ def forward(
 ):
     """Training: normalise with the statistics of the batch."""
     cdef BatchNorm norm
-    plan(&norm.channels, MOMENTS, dtype_of(x), n, c, s)
+    plan(&norm.channels, MOMENTS, working_dtype(x), n, c, s)
     norm.channels.map, norm.channels.linear = SCALE_SHIFT, False
     norm.channels.prepare, norm.channels.finish = NULL, finish_forward
-    norm.channels.x, norm.channels.dy, norm.channels.source = data_of(x), NULL, data_of(x)
-    norm.channels.y = data_of(y)
+    set_operands(&norm.operands, x, None, y, norm.channels.dtype)
     norm.gamma, norm.beta, norm.eps = vector_of(gamma), vector_of(beta), eps
     norm.mean, norm.rstd = vector_of(mean), vector_of(rstd)
     norm.running_mean, norm.running_var = vector_of(running_mean), vector_of(running_var)
@@ -236,11 +239,10 @@ def infer(
 ):
     """Normalise with given statistics."""
     cdef BatchNorm norm
-    plan(&norm.channels, NO_REDUCTION, dtype_of(x), n, c, s)
+    plan(&norm.channels, NO_REDUCTION, working_dtype(x), n, c, s)
     norm.channels.map, norm.channels.linear = SCALE_SHIFT, False
     norm.channels.prepare, norm.channels.finish = prepare_inference, NULL
-    norm.channels.x, norm.channels.dy, norm.channels.source = data_of(x), NULL, data_of(x)
-    norm.channels.y = data_of(y)
+    set_operands(&norm.operands, x, None, y, norm.channels.dtype)
     norm.gamma, norm.beta, norm.eps = vector_of(gamma), vector_of(beta), eps
     norm.mean, norm.var, norm.rstd = vector_of(mean), vector_of(var), vector_of(rstd)
     run_batch_norm(&norm, "batch_norm", num_threads)
@@ -262,12 +264,11 @@ def backward(
     int num_threads,
 ):
     cdef BatchNorm norm
-    plan(&norm.channels, GRADIENT_SUMS, dtype_of(x), n, c, s)
+    plan(&norm.channels, GRADIENT_SUMS, working_dtype(x), n, c, s)
     norm.channels.map, norm.channels.linear = SCALE_SHIFT if frozen else GRADIENT, frozen
     norm.channels.prepare = prepare_backward
     norm.channels.finish = finish_frozen_backward if frozen else finish_backward
-    norm.channels.x, norm.channels.dy = data_of(x), data_of(dy)
-    norm.channels.source, norm.channels.y = data_of(dy), data_of(dx)
+    set_operands(&norm.operands, x, dy, dx, norm.channels.dtype)
     norm.gamma, norm.mean, norm.rstd = vector_of(gamma), vector_of(mean), vector_of(rstd)
     norm.dgamma, norm.dbeta = vector_of(dgamma), vector_of(dbeta)
     run_batch_norm(&norm, "batch_norm_backward", num_threads)

@@ -20,14 +20,16 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
-from fastnorm._kernels.blocks cimport threads_for
+from fastnorm._kernels.blocks cimport ceil_div, threads_for
 from fastnorm._kernels.channels_columns cimport map_columns, reduce_columns
 from fastnorm._kernels.channels_planes cimport map_planes, reduce_planes
-from fastnorm._kernels.channels_task cimport AHEAD, COEFFICIENTS, FEW, MIN_RUN, MOMENTS
-from fastnorm._kernels.channels_task cimport NO_REDUCTION, Block, Channels, Grid, block_at
-from fastnorm._kernels.channels_task cimport range_count, range_width
+from fastnorm._kernels.channels_task cimport AHEAD, COEFFICIENTS, FEW, MAX_TILE, MIN_RUN
+from fastnorm._kernels.channels_task cimport MOMENTS, NO_REDUCTION, Block, Channels, Grid, at_sample
+from fastnorm._kernels.channels_task cimport block_at, mapped_view, plan_whole_tiles, range_count
+from fastnorm._kernels.channels_task cimport range_width
 from fastnorm._kernels.columns cimport STRIP
 from fastnorm._kernels.memory cimport streams
+from fastnorm._kernels.operands cimport Scratch
 from fastnorm._pool cimport parallel_for
 
 
@@ -122,18 +124,26 @@ cdef inline void prepare_channels(Channels* t, Block b) noexcept nogil:
         channel += FEW
 
 
-cdef inline void reduce_typed(Channels* t, const real* x, const real* dy, Block b) noexcept nogil:
+cdef inline void reduce_typed(
+    Channels* t, Block b, real* x_scratch, real* dy_scratch
+) noexcept nogil:
+    cdef Py_ssize_t last = b.last_channel
     if t.planes:
-        reduce_planes(t, x, dy, b)
+        while b.first_channel < last:
+            b.last_channel = min(b.first_channel + MAX_TILE, last)
+            reduce_planes(t, b, x_scratch, dy_scratch)
+            b.first_channel = b.last_channel
     else:
-        reduce_columns(t, x, dy, b)
+        reduce_columns(t, b, x_scratch, dy_scratch)
 
 
 cdef inline void reduce_tile(Channels* t, Block b) noexcept nogil:
+    cdef Scratch x
+    cdef Scratch dy
     if t.dtype == FLOAT32:
-        reduce_typed(t, <const float*> t.x, <const float*> t.dy, b)
+        reduce_typed(t, b, x.of_float, dy.of_float)
     else:
-        reduce_typed(t, <const double*> t.x, <const double*> t.dy, b)
+        reduce_typed(t, b, x.of_double, dy.of_double)
 
 
 cdef inline void finish_channels(Channels* t, Block b) noexcept nogil:
@@ -151,86 +161,136 @@ cdef inline void finish_channels(Channels* t, Block b) noexcept nogil:
 
 
 cdef inline void map_typed(
-    Channels* t, const real* x, const real* dy, const real* source, real* y, Block b
+    Channels* t, Block b, real* x_scratch, real* source_scratch, real* y_scratch
 ) noexcept nogil:
     if t.planes or t.s >= MIN_RUN:
-        map_planes(t, x, dy, source, y, b)
+        map_planes(t, b, x_scratch, source_scratch, y_scratch)
     else:
-        map_columns(t, x, dy, source, y, b)
+        map_columns(t, b, x_scratch, source_scratch, y_scratch)
 
 
 cdef inline void map_tile(Channels* t, Block b) noexcept nogil:
+    cdef Scratch x
+    cdef Scratch source
+    cdef Scratch y
     if t.dtype == FLOAT32:
-        map_typed(
-            t, <const float*> t.x, <const float*> t.dy, <const float*> t.source, <float*> t.y, b
-        )
+        map_typed(t, b, x.of_float, source.of_float, y.of_float)
     else:
-        map_typed(
-            t, <const double*> t.x, <const double*> t.dy, <const double*> t.source, <double*> t.y, b
-        )
+        map_typed(t, b, x.of_double, source.of_double, y.of_double)
 
 
-cdef inline void whole_block(void* task, Py_ssize_t tile) noexcept nogil:
+# The blocks of the phases: of all samples one after another.
+
+
+cdef inline void whole_block(void* task, Py_ssize_t index) noexcept nogil:
+    cdef Channels room[2]
     cdef Channels* t = <Channels*> task
-    cdef Py_ssize_t r
-    prepare_channels(t, block_at(t, &t.grid, 0, tile))
+    cdef Py_ssize_t tile = index % t.grid.tiles, r
+    cdef Channels* mapped
+    cdef Block b
+    t = at_sample(t, index // t.grid.tiles, room)
+    b = block_at(t, &t.grid, 0, tile)
+    prepare_channels(t, b)
     for r in range(t.grid.ranges):
         reduce_tile(t, block_at(t, &t.grid, r, tile))
-    finish_channels(t, block_at(t, &t.grid, 0, tile))
-    for r in range(t.grid.ranges - 1, -1, -1):
-        map_tile(t, block_at(t, &t.grid, r, tile))
+    finish_channels(t, b)
+    if t.conclude != NULL:
+        t.conclude(t, b.first_channel, b.last_channel)
+    mapped = mapped_view(t)
+    for r in range(mapped.grid.ranges - 1, -1, -1):
+        map_tile(mapped, block_at(mapped, &mapped.grid, r, tile))
 
 
-cdef inline void prepare_block(void* task, Py_ssize_t tile) noexcept nogil:
+cdef inline void prepare_block(void* task, Py_ssize_t index) noexcept nogil:
+    cdef Channels room[2]
     cdef Channels* t = <Channels*> task
-    prepare_channels(t, block_at(t, &t.grid, 0, tile))
+    t = at_sample(t, index // t.grid.tiles, room)
+    prepare_channels(t, block_at(t, &t.grid, 0, index % t.grid.tiles))
 
 
 cdef inline void reduce_block(void* task, Py_ssize_t index) noexcept nogil:
+    cdef Channels room[2]
     cdef Channels* t = <Channels*> task
-    reduce_tile(t, block_at(t, &t.grid, index // t.grid.tiles, index % t.grid.tiles))
+    cdef Py_ssize_t tile = index % t.grid.tiles
+    index //= t.grid.tiles
+    t = at_sample(t, index // t.grid.ranges, room)
+    reduce_tile(t, block_at(t, &t.grid, index % t.grid.ranges, tile))
 
 
-cdef inline void finish_block(void* task, Py_ssize_t tile) noexcept nogil:
+cdef inline void finish_block(void* task, Py_ssize_t index) noexcept nogil:
+    cdef Channels room[2]
     cdef Channels* t = <Channels*> task
-    finish_channels(t, block_at(t, &t.grid, 0, tile))
+    t = at_sample(t, index // t.grid.tiles, room)
+    finish_channels(t, block_at(t, &t.grid, 0, index % t.grid.tiles))
+
+
+cdef inline Py_ssize_t channels_per_conclusion(Channels* t) noexcept nogil:
+    return max(FEW // t.group, <Py_ssize_t> 1) * t.group
+
+
+cdef inline void conclude_block(void* task, Py_ssize_t index) noexcept nogil:
+    cdef Channels room[2]
+    cdef Channels* t = <Channels*> task
+    cdef Py_ssize_t channels = channels_per_conclusion(t)
+    cdef Py_ssize_t blocks = ceil_div(t.c, channels)
+    cdef Py_ssize_t channel = index % blocks * channels
+    t = at_sample(t, index // blocks, room)
+    t.conclude(t, channel, min(channel + channels, t.c))
 
 
 cdef inline void map_block(void* task, Py_ssize_t index) noexcept nogil:
+    cdef Channels room[2]
     cdef Channels* t = <Channels*> task
     cdef Grid* grid = &t.map_grid
-    map_tile(t, block_at(t, grid, index // grid.tiles, index % grid.tiles))
+    cdef Py_ssize_t tile = index % grid.tiles
+    index //= grid.tiles
+    t = at_sample(t, index // grid.ranges, room)
+    map_tile(t, block_at(t, grid, index % grid.ranges, tile))
 
 
 cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
     """All phases over all channels. False where there was no memory, and then nothing is done."""
-    cdef Py_ssize_t partials = t.grid.ranges * t.width * sizeof(double)
-    cdef Py_ssize_t num_bytes = t.n * t.c * t.s * itemsize_of(t.dtype)
+    cdef Channels* mapped = mapped_view(t)
+    cdef Py_ssize_t partials = t.batch * t.grid.ranges * t.width * sizeof(double)
+    cdef Py_ssize_t num_bytes = t.batch * t.n * t.c * t.s * itemsize_of(t.x.dtype)
     cdef int team = threads_for(num_bytes, num_threads)
     cdef char* memory
     t.streams = streams((3 if t.dy != NULL else 2) * num_bytes)
     if t.reduction == NO_REDUCTION and team > 1:
         t.streams = streams(num_bytes)  # until then, the cache takes more than memory does
+    if t.batch > 1 or t.group > 1 or t.mapped != NULL:
+        plan_whole_tiles(t, team)
     t.ahead = 0
-    if t.streams and not t.whole_tiles:
+    if not t.direct:
+        pass
+    elif t.streams and not t.whole_tiles:
         t.ahead = AHEAD
     elif t.streams and t.planes and t.n == 1:
         t.ahead = t.grid.channels_per_tile * t.s  # the next tile
     if t.reduction == NO_REDUCTION:
         partials = 0
-    memory = <char*> malloc(2 * partials + COEFFICIENTS * t.width * itemsize_of(t.dtype))
+    memory = <char*> malloc(
+        2 * partials + t.batch * COEFFICIENTS * mapped.width * itemsize_of(t.dtype)
+    )
     if memory == NULL:
         return False
-    t.first = <double*> memory
-    t.second = <double*> (memory + partials)
-    t.coefficients = memory + 2 * partials
+    t.first = mapped.first = <double*> memory
+    t.second = mapped.second = <double*> (memory + partials)
+    t.coefficients = mapped.coefficients = memory + 2 * partials
+    mapped.streams, mapped.ahead = t.streams, t.ahead
     if t.whole_tiles:
-        parallel_for(whole_block, t, t.grid.tiles, team)
+        parallel_for(whole_block, t, t.batch * t.grid.tiles, team)
     else:
-        parallel_for(prepare_block, t, t.grid.tiles, team)
+        parallel_for(prepare_block, t, t.batch * t.grid.tiles, team)
         if t.reduction != NO_REDUCTION:
-            parallel_for(reduce_block, t, t.grid.ranges * t.grid.tiles, team)
-            parallel_for(finish_block, t, t.grid.tiles, team)
-        parallel_for(map_block, t, t.map_grid.ranges * t.map_grid.tiles, team)
+            parallel_for(reduce_block, t, t.batch * t.grid.ranges * t.grid.tiles, team)
+            parallel_for(finish_block, t, t.batch * t.grid.tiles, team)
+        if t.conclude != NULL:
+            parallel_for(
+                conclude_block, t, t.batch * ceil_div(t.c, channels_per_conclusion(t)), team
+            )
+        parallel_for(
+            map_block, mapped, t.batch * mapped.map_grid.ranges * mapped.map_grid.tiles, team
+        )
     free(memory)
     return True

@@ -3,13 +3,15 @@
 from libc.string cimport memset
 
 from fastnorm._kernels.arrays cimport real
-from fastnorm._kernels.channels_task cimport GRADIENT_SUMS, INVERSE, MOMENTS, SCALE, SCALE_SHIFT
-from fastnorm._kernels.channels_task cimport SHIFT, SLOPE, SQUARES, Block, Channels
+from fastnorm._kernels.channels_task cimport GRADIENT, GRADIENT_SUMS, INVERSE, MOMENTS, SCALE
+from fastnorm._kernels.channels_task cimport SCALE_SHIFT, SHIFT, SLOPE, SQUARES, Block, Channels
 from fastnorm._kernels.columns cimport FLUSH, FOUR, STRIP, column_centred_sums
 from fastnorm._kernels.columns cimport column_gradient_sums, column_squares, column_sums
 from fastnorm._kernels.columns cimport columns_gradient, columns_scale_shift
-from fastnorm._kernels.columns cimport four_columns_gradient, four_columns_scale_shift
+from fastnorm._kernels.columns cimport columns_weighted_gradient, four_columns_gradient
+from fastnorm._kernels.columns cimport four_columns_scale_shift, four_columns_weighted_gradient
 from fastnorm._kernels.memory cimport Writer, flush, open_writer, place
+from fastnorm._kernels.operands cimport SCRATCH, SIDE, load_block, result_block, store_block
 
 cdef inline void merge_columns(
     double* mean, double* m2, Py_ssize_t n, Py_ssize_t count, Py_ssize_t more,
@@ -31,9 +33,44 @@ cdef inline void merge_columns(
         m2[j] += deviation + delta * delta * weight
 
 
+cdef inline Py_ssize_t rows_at_once(Channels* t, Py_ssize_t n) noexcept nogil:
+    """Rows of n columns in a block of the reduction: all of them, or what scratch memory holds. The
+    primitives take eight or four."""
+    cdef Py_ssize_t eights = max(SCRATCH // (n + SIDE) // 8, <Py_ssize_t> 1)
+    return <Py_ssize_t> FLUSH if t.direct else min(8 * eights, <Py_ssize_t> FLUSH)
+
+
+cdef inline void add_rows(
+    Channels* t, Py_ssize_t index, Py_ssize_t rows, Py_ssize_t n, const real* coefficients,
+    const real* centre, real* sums, real* others, real* x_scratch, real* dy_scratch,
+) noexcept nogil:
+    """What the reduction adds up of n columns in some rows; sums alone where there is no centre."""
+    cdef Py_ssize_t ahead = 8 * t.width if t.ahead and n == t.width else 0
+    cdef Py_ssize_t done = 0, more, x_stride, dy_stride
+    cdef const real* x
+    cdef const real* dy
+    while done < rows:
+        more = min(rows - done, rows_at_once(t, n))
+        x = load_block(t.x, index, t.width, more, n, x_scratch, &x_stride)
+        if t.reduction == GRADIENT_SUMS:
+            dy = load_block(t.dy, index, t.width, more, n, dy_scratch, &dy_stride)
+            column_gradient_sums(
+                dy, dy_stride, x, x_stride, more, n, coefficients if t.centred else NULL,
+                coefficients + INVERSE * t.width, sums, others, ahead,
+            )
+        elif t.reduction == SQUARES:
+            column_squares(x, x_stride, more, n, others, ahead)
+        elif centre == NULL:
+            column_sums(x, x_stride, more, n, sums)
+        else:
+            column_centred_sums(x, x_stride, more, n, centre, sums, others, ahead)
+        done += more
+        index += more * t.width
+
+
 cdef inline void reduce_strip(
-    Channels* t, const real* x, const real* dy, Py_ssize_t rows, Py_ssize_t column, Py_ssize_t n,
-    double* first, double* second,
+    Channels* t, Py_ssize_t index, Py_ssize_t rows, Py_ssize_t column, Py_ssize_t n,
+    real* x_scratch, real* dy_scratch, double* first, double* second,
 ) noexcept nogil:
     """`rows` rows of n columns. Centred as planes are: see there."""
     cdef real sums[STRIP]
@@ -41,14 +78,13 @@ cdef inline void reduce_strip(
     cdef real centre[STRIP]
     cdef const real* coefficients = <const real*> t.coefficients + column
     cdef Py_ssize_t row = 0, more, j
-    cdef Py_ssize_t ahead = 8 * t.width if t.ahead and n == t.width else 0
     for j in range(n):
         first[j] = 0
         second[j] = 0
         centre[j] = 0
     if t.reduction == MOMENTS:
         more = min(rows, <Py_ssize_t> FLUSH)
-        column_sums(x, t.width, more, n, centre)
+        add_rows(t, index, more, n, coefficients, NULL, centre, others, x_scratch, dy_scratch)
         for j in range(n):
             centre[j] = centre[j] / more
             first[j] = centre[j]
@@ -56,17 +92,10 @@ cdef inline void reduce_strip(
         more = min(rows - row, <Py_ssize_t> FLUSH)
         memset(sums, 0, n * sizeof(real))
         memset(others, 0, n * sizeof(real))
-        if t.reduction == GRADIENT_SUMS:
-            column_gradient_sums(
-                dy + row * t.width, x + row * t.width, t.width, more, n,
-                coefficients, coefficients + INVERSE * t.width, sums, others, ahead,
-            )
-        elif t.reduction == SQUARES:
-            column_squares(x + row * t.width, t.width, more, n, others, ahead)
-        else:
-            column_centred_sums(
-                x + row * t.width, t.width, more, n, centre, sums, others, ahead
-            )
+        add_rows(
+            t, index + row * t.width, more, n, coefficients, centre, sums, others,
+            x_scratch, dy_scratch,
+        )
         if t.reduction == MOMENTS:
             merge_columns(first, second, n, row, more, centre, sums, others)
             for j in range(n):
@@ -78,13 +107,20 @@ cdef inline void reduce_strip(
         row += more
 
 
-cdef inline void reduce_columns(Channels* t, const real* x, const real* dy, Block b) noexcept nogil:
-    cdef Py_ssize_t column = b.first_column, n, offset
+cdef inline Py_ssize_t columns_at_once(Channels* t, Py_ssize_t rows) noexcept nogil:
+    """Columns of a block of so many rows."""
+    return <Py_ssize_t> STRIP if t.direct else min(SCRATCH // rows, <Py_ssize_t> STRIP)
+
+
+cdef inline void reduce_columns(
+    Channels* t, Block b, real* x_scratch, real* dy_scratch
+) noexcept nogil:
+    cdef Py_ssize_t column = b.first_column, n
     while column < b.last_column:
-        n = min(b.last_column - column, <Py_ssize_t> STRIP)
-        offset = b.first_unit * t.width + column
+        n = min(b.last_column - column, columns_at_once(t, 8))
         reduce_strip(
-            t, x + offset, dy + offset, b.last_unit - b.first_unit, column, n,
+            t, t.base + b.first_unit * t.width + column, b.last_unit - b.first_unit, column, n,
+            x_scratch, dy_scratch,
             t.first + b.range * t.width + column, t.second + b.range * t.width + column,
         )
         column += n
@@ -92,72 +128,109 @@ cdef inline void reduce_columns(Channels* t, const real* x, const real* dy, Bloc
 
 cdef inline void map_row(
     Channels* t, const real* x, const real* dy, const real* source, real* y,
-    Py_ssize_t row, Py_ssize_t column, Py_ssize_t n, Writer* writer,
+    Py_ssize_t column, Py_ssize_t n, Writer* writer,
 ) noexcept nogil:
     """n columns of a row."""
     cdef const real* coefficients = <const real*> t.coefficients + column
-    cdef Py_ssize_t offset = row * t.width + column, end = offset + n, length
+    cdef Py_ssize_t i = 0, length
     cdef real* target
-    while offset < end:
-        length = end - offset
-        target = place(writer, y + offset, &length)
+    while i < n:
+        length = n - i
+        target = place(writer, y + i, &length)
         if t.map == SCALE_SHIFT:
             columns_scale_shift(
-                source + offset, target, length, NULL if t.linear else coefficients,
+                source + i, target, length, NULL if t.linear else coefficients,
                 coefficients + SCALE * t.width, coefficients + SHIFT * t.width, t.ahead,
             )
-        else:
+        elif t.map == GRADIENT:
             columns_gradient(
-                dy + offset, x + offset, target, length, NULL if t.linear else coefficients,
+                dy + i, x + i, target, length, NULL if t.linear else coefficients,
                 coefficients + SLOPE * t.width, coefficients + SHIFT * t.width,
                 coefficients + SCALE * t.width, t.ahead,
             )
+        else:
+            columns_weighted_gradient(
+                dy + i, x + i, target, length, coefficients + SCALE * t.width,
+                coefficients, coefficients + SLOPE * t.width, coefficients + SHIFT * t.width,
+                coefficients + INVERSE * t.width, t.ahead,
+            )
         coefficients += length
-        offset += length
+        i += length
 
 
 cdef inline void map_four_rows(
-    Channels* t, const real* x, const real* dy, const real* source, real* y,
-    Py_ssize_t row, Py_ssize_t column, Py_ssize_t n,
+    Channels* t, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride,
+    const real* source, Py_ssize_t source_stride, real* y, Py_ssize_t y_stride,
+    Py_ssize_t column, Py_ssize_t n,
 ) noexcept nogil:
     cdef const real* coefficients = <const real*> t.coefficients + column
     cdef const real* centre = NULL if t.linear else coefficients
-    cdef Py_ssize_t offset = row * t.width + column, stride = t.width
-    cdef real* target = y + offset
+    cdef real* y1 = y + y_stride
+    cdef real* y2 = y + 2 * y_stride
+    cdef real* y3 = y + 3 * y_stride
     if t.map == SCALE_SHIFT:
         four_columns_scale_shift(
-            source + offset, stride,
-            target, target + stride, target + 2 * stride, target + 3 * stride, n,
+            source, source_stride, y, y1, y2, y3, n,
             centre, coefficients + SCALE * t.width, coefficients + SHIFT * t.width,
         )
-    else:
+    elif t.map == GRADIENT:
         four_columns_gradient(
-            dy + offset, x + offset, stride,
-            target, target + stride, target + 2 * stride, target + 3 * stride, n,
+            dy, dy_stride, x, x_stride, y, y1, y2, y3, n,
             centre, coefficients + SLOPE * t.width, coefficients + SHIFT * t.width,
             coefficients + SCALE * t.width,
         )
+    else:
+        four_columns_weighted_gradient(
+            dy, dy_stride, x, x_stride, y, y1, y2, y3, n,
+            coefficients + SCALE * t.width, coefficients, coefficients + SLOPE * t.width,
+            coefficients + SHIFT * t.width, coefficients + INVERSE * t.width,
+        )
+
+
+cdef inline void map_rows(
+    Channels* t, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t column, Py_ssize_t n,
+    real* x_scratch, real* source_scratch, real* y_scratch, Writer* writer,
+) noexcept nogil:
+    """n columns of one row, or of FOUR."""
+    cdef Py_ssize_t index = t.base + row * t.width + column
+    cdef Py_ssize_t x_stride = 0, stride, y_stride
+    cdef const real* x = NULL
+    cdef const real* source = load_block(
+        t.source, index, t.width, rows, n, source_scratch, &stride
+    )
+    cdef real* y = result_block(t.y, index, t.width, n, y_scratch, &y_stride)
+    if t.map != SCALE_SHIFT:
+        x = load_block(t.x, index, t.width, rows, n, x_scratch, &x_stride)
+    if rows == FOUR:
+        map_four_rows(
+            t, x, x_stride, source, stride, source, stride, y, y_stride, column, n
+        )
+    else:
+        map_row(t, x, source, source, y, column, n, writer)
+    store_block(t.y, index, t.width, rows, n, y, y_stride, writer)
 
 
 cdef inline void map_columns(
-    Channels* t, const real* x, const real* dy, const real* source, real* y, Block b
+    Channels* t, Block b, real* x_scratch, real* source_scratch, real* y_scratch
 ) noexcept nogil:
     """Streaming goes through memory in its order; in cache the coefficients, of which there are as
     many as elements in a row, are what costs time."""
-    cdef Py_ssize_t row, column = b.first_column, n
+    cdef Py_ssize_t row, rows, column = b.first_column, n
+    cdef bint in_order = t.streams and t.direct
     cdef Writer writer
-    open_writer(&writer, t.streams, True)
-    if t.streams:
+    open_writer(&writer, t.streams, t.y.direct)
+    if in_order:
         for row in range(b.first_unit, b.last_unit):
-            map_row(t, x, dy, source, y, row, column, b.last_column - column, &writer)
-    while column < b.last_column and not t.streams:
-        n = min(b.last_column - column, <Py_ssize_t> STRIP)
+            map_rows(
+                t, row, 1, column, b.last_column - column, x_scratch, source_scratch, y_scratch,
+                &writer,
+            )
+    while column < b.last_column and not in_order:
+        n = min(b.last_column - column, columns_at_once(t, FOUR))
         row = b.first_unit
-        while row + FOUR <= b.last_unit:
-            map_four_rows(t, x, dy, source, y, row, column, n)
-            row += FOUR
         while row < b.last_unit:
-            map_row(t, x, dy, source, y, row, column, n, &writer)
-            row += 1
+            rows = FOUR if row + FOUR <= b.last_unit else 1
+            map_rows(t, row, rows, column, n, x_scratch, source_scratch, y_scratch, &writer)
+            row += rows
         column += n
     flush(&writer)

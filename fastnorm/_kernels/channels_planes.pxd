@@ -1,14 +1,15 @@
 """Channels that are planes: each is N runs of S elements, summed in lanes (rows.pxd)."""
 
 from fastnorm._kernels.arrays cimport real
-from fastnorm._kernels.channels_task cimport CENTRE, GRADIENT_SUMS, INVERSE, MAX_TILE, MOMENTS
-from fastnorm._kernels.channels_task cimport PIECE, SCALE, SCALE_SHIFT, SHIFT, SLOPE, SQUARES
-from fastnorm._kernels.channels_task cimport Block, Channels
+from fastnorm._kernels.channels_task cimport CENTRE, GRADIENT, GRADIENT_SUMS, INVERSE, MAX_TILE
+from fastnorm._kernels.channels_task cimport MOMENTS, PIECE, SCALE, SCALE_SHIFT, SHIFT, SLOPE
+from fastnorm._kernels.channels_task cimport SQUARES, Block, Channels
 from fastnorm._kernels.memory cimport Writer, flush, open_writer, place, prefetch
 from fastnorm._kernels.moments cimport Moments, merge_centred, no_moments
+from fastnorm._kernels.operands cimport SCRATCH, SCRATCH_ROWS, load_block, result_block, store_block
 from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, add_centred_sums, add_gradient_sums
 from fastnorm._kernels.rows cimport add_squares, clear, fold, row_gradient, row_scale_shift
-from fastnorm._kernels.rows cimport row_sum
+from fastnorm._kernels.rows cimport row_sum, row_weighted_gradient
 
 cdef inline Py_ssize_t piece_length(Channels* t, Py_ssize_t unit) noexcept nogil:
     return min(<Py_ssize_t> PIECE, t.s - unit % t.pieces * PIECE)
@@ -17,10 +18,17 @@ cdef inline Py_ssize_t piece_length(Channels* t, Py_ssize_t unit) noexcept nogil
 cdef inline Py_ssize_t piece_offset(
     Channels* t, Py_ssize_t unit, Py_ssize_t channel
 ) noexcept nogil:
-    return (unit // t.pieces * t.c + channel) * t.s + unit % t.pieces * PIECE
+    return t.base + (unit // t.pieces * t.c + channel) * t.s + unit % t.pieces * PIECE
 
 
-cdef inline void reduce_planes(Channels* t, const real* x, const real* dy, Block b) noexcept nogil:
+cdef inline Py_ssize_t planes_at_once(Py_ssize_t channels, Py_ssize_t n) noexcept nogil:
+    """Channels of which n elements each fit in scratch memory."""
+    return min(min(channels, SCRATCH // n), <Py_ssize_t> SCRATCH_ROWS)
+
+
+cdef inline void reduce_planes(
+    Channels* t, Block b, real* x_scratch, real* dy_scratch
+) noexcept nogil:
     """Lanes live on from plane to plane until a chunk is full; the first chunk is centred on the
     mean of its first piece, a later one on the mean so far, which is as good as two sweeps over
     it: what the centre is off by, squared, is part of the sum of squares anyhow."""
@@ -28,9 +36,11 @@ cdef inline void reduce_planes(Channels* t, const real* x, const real* dy, Block
     cdef real others[MAX_TILE][ALL_LANES]
     cdef real centre[MAX_TILE]
     cdef Moments moments[MAX_TILE]
-    cdef const real* coefficients = <const real*> t.coefficients
-    cdef Py_ssize_t unit, channel, length, offset, ahead, k, pending = 0
-    cdef Py_ssize_t channels = b.last_channel - b.first_channel
+    cdef const real* coefficients = <const real*> t.coefficients + b.first_channel
+    cdef const real* x
+    cdef const real* dy = NULL
+    cdef Py_ssize_t unit, length, offset, ahead, first, k, pending = 0
+    cdef Py_ssize_t channels = b.last_channel - b.first_channel, stride, dy_stride = 0, some = 0
     for k in range(channels):
         moments[k] = no_moments()
         centre[k] = 0
@@ -38,24 +48,34 @@ cdef inline void reduce_planes(Channels* t, const real* x, const real* dy, Block
         clear(others[k])
     for unit in range(b.first_unit, b.last_unit):
         length = piece_length(t, unit)
+        offset = piece_offset(t, unit, b.first_channel)
+        ahead = 0
+        if unit + 1 < b.last_unit and t.direct:
+            ahead = piece_offset(t, unit + 1, b.first_channel) - offset
         pending += length
-        for k in range(channels):
-            channel = b.first_channel + k
-            offset = piece_offset(t, unit, channel)
-            ahead = 0
-            if unit + 1 < b.last_unit:
-                ahead = piece_offset(t, unit + 1, channel) - offset
+        first = 0
+        while first < channels:
+            some = planes_at_once(channels - first, length)
+            x = load_block(t.x, offset + first * t.s, t.s, some, length, x_scratch, &stride)
             if t.reduction == GRADIENT_SUMS:
-                add_gradient_sums(
-                    dy + offset, x + offset, length, coefficients[channel],
-                    coefficients[INVERSE * t.width + channel], lanes[k], others[k], ahead,
+                dy = load_block(
+                    t.dy, offset + first * t.s, t.s, some, length, dy_scratch, &dy_stride
                 )
-            elif t.reduction == SQUARES:
-                add_squares(x + offset, length, others[k], ahead)
-            else:
-                if unit == b.first_unit:
-                    centre[k] = <real> (row_sum(x + offset, length) / length)
-                add_centred_sums(x + offset, length, centre[k], lanes[k], others[k], ahead)
+            for k in range(first, first + some):
+                if t.reduction == GRADIENT_SUMS:
+                    add_gradient_sums(
+                        dy, x, length, coefficients[k], coefficients[INVERSE * t.width + k],
+                        t.centred, lanes[k], others[k], ahead,
+                    )
+                elif t.reduction == SQUARES:
+                    add_squares(x, length, others[k], ahead)
+                else:
+                    if unit == b.first_unit:
+                        centre[k] = <real> (row_sum(x, length) / length)
+                    add_centred_sums(x, length, centre[k], lanes[k], others[k], ahead)
+                x += stride
+                dy += dy_stride
+            first += some
         if pending < CHUNK and unit + 1 < b.last_unit:
             continue
         for k in range(channels):
@@ -74,8 +94,8 @@ cdef inline void reduce_planes(Channels* t, const real* x, const real* dy, Block
 
 
 cdef inline void map_run(
-    Channels* t, const real* x, const real* dy, const real* source, real* y,
-    Py_ssize_t offset, Py_ssize_t n, Py_ssize_t channel, Writer* writer,
+    Channels* t, const real* x, const real* source, real* y, Py_ssize_t n, Py_ssize_t channel,
+    Writer* writer,
 ) noexcept nogil:
     """n elements of one channel."""
     cdef const real* coefficients = <const real*> t.coefficients + channel * t.inner
@@ -83,35 +103,71 @@ cdef inline void map_run(
     cdef real scale = coefficients[SCALE * t.width]
     cdef real shift = coefficients[SHIFT * t.width]
     cdef real slope = coefficients[SLOPE * t.width]
-    cdef Py_ssize_t end = offset + n, length
+    cdef Py_ssize_t i = 0, length
     cdef real* target
-    while offset < end:
-        length = end - offset
-        target = place(writer, y + offset, &length)
+    while i < n:
+        length = n - i
+        target = place(writer, y + i, &length)
         if t.map == SCALE_SHIFT:
-            row_scale_shift(source + offset, target, length, centre, scale, shift, t.ahead)
+            row_scale_shift(source + i, target, length, centre, scale, shift, t.ahead)
+        elif t.map == GRADIENT:
+            row_gradient(source + i, x + i, target, length, centre, slope, shift, scale, t.ahead)
         else:
-            row_gradient(
-                dy + offset, x + offset, target, length, centre, slope, shift, scale, t.ahead
+            row_weighted_gradient(
+                source + i, x + i, target, length, scale, centre, slope, shift,
+                coefficients[INVERSE * t.width], t.ahead,
             )
-        offset += length
+        i += length
+
+
+cdef inline void map_block_of_planes(
+    Channels* t, Py_ssize_t index, Py_ssize_t channel, Py_ssize_t channels, Py_ssize_t n,
+    real* x_scratch, real* source_scratch, real* y_scratch, Writer* writer,
+) noexcept nogil:
+    """n elements of each of these channels, from `index` on."""
+    cdef Py_ssize_t x_stride = 0, stride, y_stride, k
+    cdef const real* x = NULL
+    cdef const real* source = load_block(
+        t.source, index, t.s, channels, n, source_scratch, &stride
+    )
+    cdef real* y = result_block(t.y, index, t.s, n, y_scratch, &y_stride)
+    if t.map != SCALE_SHIFT:
+        x = load_block(t.x, index, t.s, channels, n, x_scratch, &x_stride)
+    for k in range(channels):
+        map_run(
+            t, x + k * x_stride, source + k * stride, y + k * y_stride, n, channel + k, writer
+        )
+    store_block(t.y, index, t.s, channels, n, y, y_stride, writer)
 
 
 cdef inline void map_planes(
-    Channels* t, const real* x, const real* dy, const real* source, real* y, Block b
+    Channels* t, Block b, real* x_scratch, real* source_scratch, real* y_scratch
 ) noexcept nogil:
-    cdef Py_ssize_t sample = b.first_unit // t.pieces, start, stop, i
+    cdef Py_ssize_t sample = b.first_unit // t.pieces, start, stop, index, channel, some, n
     cdef Writer writer
-    open_writer(&writer, t.streams, True)
+    open_writer(&writer, t.streams, t.y.direct)
     while sample * t.pieces < b.last_unit:
         start = max(b.first_unit - sample * t.pieces, <Py_ssize_t> 0) * PIECE
         stop = min((b.last_unit - sample * t.pieces) * PIECE, t.s)
-        for i in range(b.first_channel, b.last_channel):
-            # The next plane of y is far away, and a store reads the line that it writes to.
-            if not t.streams and t.whole_tiles and (sample + 1) * t.pieces < b.last_unit:
-                prefetch(y + ((sample + 1) * t.c + i) * t.s + start, (stop - start) * sizeof(real))
-            map_run(
-                t, x, dy, source, y, (sample * t.c + i) * t.s + start, stop - start, i, &writer
-            )
+        index = t.base + sample * t.c * t.s
+        while start < stop:
+            n = stop - start if t.direct else min(stop - start, <Py_ssize_t> PIECE)
+            channel = b.first_channel
+            while channel < b.last_channel:
+                some = 1 if t.direct else planes_at_once(b.last_channel - channel, n)
+                # The next plane of y is far away, and a store reads the line that it writes to.
+                if t.direct and not t.streams and t.whole_tiles and (
+                    (sample + 1) * t.pieces < b.last_unit
+                ):
+                    prefetch(
+                        <const real*> t.y.data + index + (t.c + channel) * t.s + start,
+                        n * sizeof(real),
+                    )
+                map_block_of_planes(
+                    t, index + channel * t.s + start, channel, some, n,
+                    x_scratch, source_scratch, y_scratch, &writer,
+                )
+                channel += some
+            start += n
         sample += 1
     flush(&writer)

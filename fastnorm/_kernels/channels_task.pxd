@@ -1,10 +1,12 @@
 """The task of the norms per channel: the view, how it is cut, and its channels' coefficients."""
 
+cimport numpy as cnp
+
 from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport BLOCK_BYTES, MAX_PARTIALS, ceil_div
 from fastnorm._kernels.columns cimport FOUR, STRIP
 from fastnorm._kernels.moments cimport Extent, rescue
-from fastnorm._kernels.operands cimport Operand
+from fastnorm._kernels.operands cimport Operand, set_operand
 
 cdef enum:
     MIN_PLANE = 128             # elements: shorter planes are columns
@@ -20,6 +22,7 @@ cdef enum:
     RANGE_ELEMENTS = 32768      # of a channel in a range of planes, at least
     AHEAD = 1024                # elements: how far a map that is a phase of its own asks for memory
     FEW = 256                   # channels that are prepared or finished at a time
+    ENOUGH_TILES = 4            # of whole groups for each thread: none waits long for the last
 
 cdef enum Reduction:
     NO_REDUCTION                # the coefficients are given
@@ -30,6 +33,7 @@ cdef enum Reduction:
 cdef enum Map:
     SCALE_SHIFT                 # y = (source - centre)·scale + shift
     GRADIENT                    # dx = (dy + ((x - centre)·slope + shift))·scale
+    WEIGHTED_GRADIENT           # dx = (dy·scale + ((x - centre)·slope + shift))·inverse
 
 # The rows of `coefficients`.
 cdef enum Coefficient:
@@ -45,6 +49,10 @@ ctypedef void (*prepare_function)(Channels* t, Py_ssize_t channel, Py_ssize_t n)
 ctypedef void (*finish_function)(
     Channels* t, Py_ssize_t channel, Py_ssize_t n, double* first, double* second
 ) noexcept nogil
+# What it does to all channels of some groups, once each of them is finished.
+ctypedef void (*conclude_function)(
+    Channels* t, Py_ssize_t first_channel, Py_ssize_t last_channel
+) noexcept nogil
 
 
 # How the work is cut: ranges of units by tiles of channels.
@@ -56,17 +64,25 @@ cdef struct Grid:
 cdef struct Channels:
     Reduction reduction
     Map map
+    bint centred                # so are the gradients' sums
     bint linear                 # the map's centre and shift are 0
     prepare_function prepare    # sets the coefficients that the reduction needs, or NULL
     finish_function finish      # takes two numbers a channel, sets the coefficients of the map
-    void* norm                  # what these two need to know
+    conclude_function conclude  # sets them where they depend on a whole group, or NULL
+    void* norm                  # what these need to know
 
-    Dtype dtype
+    Dtype dtype                 # that is computed in
     Py_ssize_t n, c, s          # the view
-    const void* x
-    const void* dy
-    const void* source          # of SCALE_SHIFT: x or dy
-    void* y
+    Py_ssize_t batch            # views, one after another, each with statistics of its own
+    Py_ssize_t sample           # which of them this is
+    Py_ssize_t group            # channels that are concluded together
+    Channels* mapped            # the view of the same elements that is mapped, if it is another
+    Py_ssize_t base             # index of the view's first element: where the sample begins
+    const Operand* x
+    const Operand* dy           # NULL in forward
+    const Operand* source       # of SCALE_SHIFT: x or dy
+    const Operand* y
+    bint direct                 # so are all of these: see operands.pxd
 
     bint planes
     Py_ssize_t repeats          # rows of the view in a row of columns
@@ -83,7 +99,7 @@ cdef struct Channels:
 
     double* first               # (ranges, width)
     double* second              # (ranges, width)
-    void* coefficients          # (COEFFICIENTS, width), in x's type
+    void* coefficients          # (COEFFICIENTS, width), in `dtype`
 
 
 # The grid
@@ -161,8 +177,10 @@ cdef inline void plan_map(Channels* t, Py_ssize_t itemsize) noexcept nogil:
 cdef inline void plan(
     Channels* t, Reduction reduction, Dtype dtype, Py_ssize_t n, Py_ssize_t c, Py_ssize_t s
 ) noexcept nogil:
-    t.reduction, t.dtype = reduction, dtype
+    t.reduction, t.dtype, t.centred = reduction, dtype, True
     t.n, t.c, t.s = n, c, s
+    t.batch, t.sample, t.group = 1, 0, 1
+    t.conclude, t.mapped = NULL, NULL
     if s < MIN_PLANE and (n > 1 or s == 1):  # a channel's only plane is a row, however short
         plan_columns(t, itemsize_of(dtype))
     else:
@@ -173,6 +191,49 @@ cdef inline void plan(
         t.grid = t.map_grid
     t.grid.tiles = ceil_div(t.c, t.grid.channels_per_tile)
     t.map_grid.tiles = ceil_div(t.c, t.map_grid.channels_per_tile)
+
+
+# Groups: (batch, N, C, S), statistics for each sample and group of adjacent channels. The ranges,
+# and with them the order of the additions, depend on the shape alone; whether a block does all to
+# its groups or there are phases may depend on the number of threads too.
+
+
+cdef inline void plan_groups(
+    Channels* t, Reduction reduction, Dtype dtype, Py_ssize_t batch, Py_ssize_t n, Py_ssize_t c,
+    Py_ssize_t s, Py_ssize_t group,
+) noexcept nogil:
+    cdef Py_ssize_t itemsize = itemsize_of(dtype)
+    t.reduction, t.dtype, t.centred = reduction, dtype, True
+    t.n, t.c, t.s = n, c, s
+    t.batch, t.sample, t.group = batch, 0, group
+    t.conclude, t.mapped = NULL, NULL
+    if s < (MIN_RUN if n == 1 else MIN_PLANE):
+        plan_columns(t, itemsize)
+    else:
+        plan_planes(t, itemsize)
+        if n == 1:
+            t.grid.channels_per_tile = max(min(BLOCK_BYTES // (s * itemsize), c), <Py_ssize_t> 1)
+    plan_map(t, itemsize)
+    t.grid.tiles = ceil_div(t.c, t.grid.channels_per_tile)
+    t.map_grid.tiles = ceil_div(t.c, t.map_grid.channels_per_tile)
+
+
+cdef inline void plan_whole_tiles(Channels* t, int team) noexcept nogil:
+    """Tiles of whole groups, where there are enough of them for all threads or they are small."""
+    cdef Channels* mapped = t.mapped
+    cdef Py_ssize_t channels = ceil_div(t.grid.channels_per_tile, t.group) * t.group
+    cdef Py_ssize_t tiles = ceil_div(t.c, channels)
+    cdef Py_ssize_t num_bytes = t.n * channels * t.s * itemsize_of(t.dtype)
+    t.whole_tiles = (
+        team == 1 or t.batch * tiles >= ENOUGH_TILES * team or num_bytes <= 2 * BLOCK_BYTES
+    )
+    if t.whole_tiles:
+        t.grid.channels_per_tile, t.grid.tiles = channels, tiles
+    if mapped != NULL:
+        mapped.whole_tiles = t.whole_tiles
+        mapped.grid.ranges, mapped.grid.units_per_range = 1, mapped.units
+        mapped.grid.tiles = t.grid.tiles
+        mapped.grid.channels_per_tile = t.grid.channels_per_tile * (mapped.c // t.c)
 
 
 cdef struct Block:
@@ -216,6 +277,30 @@ cdef inline Py_ssize_t range_count(Channels* t, Py_ssize_t index) noexcept nogil
 
 cdef inline Py_ssize_t range_width(Channels* t, Py_ssize_t index) noexcept nogil:
     return t.tail if t.tail and index == t.grid.ranges - 1 else t.width
+
+
+# The large arrays of a pass.
+cdef struct Operands:
+    Operand x
+    Operand dy
+    Operand y
+
+
+cdef inline void set_operands(
+    Operands* o, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y, Dtype dtype
+) noexcept:
+    set_operand(&o.x, x, dtype)
+    set_operand(&o.dy, dy, dtype)
+    set_operand(&o.y, y, dtype)
+
+
+cdef inline void use_operands(Channels* t, const Operands* o) noexcept nogil:
+    """What is mapped is the gradient, where there is one."""
+    t.base = 0
+    t.x, t.y = &o.x, &o.y
+    t.dy = NULL if o.dy.data == NULL else &o.dy
+    t.source = t.x if t.dy == NULL else t.dy
+    t.direct = o.x.direct and o.dy.direct and o.y.direct
 
 
 # Coefficients
@@ -267,14 +352,48 @@ cdef inline void high_parts(
 # The second path
 
 
+cdef inline bint rescue_channels(
+    Channels* t, Py_ssize_t channel, Py_ssize_t channels, bint centred, double eps,
+    double* mean, double* var, double* rstd,
+) noexcept nogil:
+    """`rescue` for the n planes of some channels, taken as one."""
+    cdef Extent planes
+    planes.first, planes.step = t.base + channel * t.s, t.c * t.s
+    planes.planes, planes.s = t.n, channels * t.s
+    return rescue(t.x, planes, centred, eps, mean, var, rstd)
+
+
 cdef inline bint rescue_channel(
     Channels* t, Py_ssize_t channel, bint centred, double eps,
     double* mean, double* var, double* rstd,
 ) noexcept nogil:
-    """`rescue` for the n planes of a channel."""
-    cdef Operand x
-    cdef Extent planes
-    x.data, x.dtype, x.direct, x.axes = <char*> t.x, t.dtype, True, 1
-    x.size[0], x.stride[0] = t.n * t.c * t.s, itemsize_of(t.dtype)
-    planes.first, planes.step, planes.planes, planes.s = channel * t.s, t.c * t.s, t.n, t.s
-    return rescue(&x, planes, centred, eps, mean, var, rstd)
+    return rescue_channels(t, channel, 1, centred, eps, mean, var, rstd)
+
+
+# The samples
+
+
+cdef inline void move_to_sample(Channels* t, Py_ssize_t sample) noexcept nogil:
+    cdef Py_ssize_t partials = sample * t.grid.ranges * t.width
+    t.sample, t.base = sample, sample * t.n * t.c * t.s
+    t.first, t.second = t.first + partials, t.second + partials
+    t.coefficients = <char*> t.coefficients + (
+        sample * COEFFICIENTS * t.width * itemsize_of(t.dtype)
+    )
+
+
+cdef inline Channels* at_sample(Channels* t, Py_ssize_t sample, Channels* room) noexcept nogil:
+    """The view of one sample, in `room` for two of them, with that which is mapped."""
+    if t.batch == 1:
+        return t
+    room[0] = t[0]
+    move_to_sample(room, sample)
+    if t.mapped != NULL:
+        room[1] = t.mapped[0]
+        move_to_sample(room + 1, sample)
+        room.mapped = room + 1
+    return room
+
+
+cdef inline Channels* mapped_view(Channels* t) noexcept nogil:
+    return t if t.mapped == NULL else t.mapped

@@ -44,6 +44,10 @@ cdef inline void column_sums(
         i += 1
 
 
+cdef inline const real* from_column(const real* coefficients, Py_ssize_t j) noexcept nogil:
+    return NULL if coefficients == NULL else coefficients + j
+
+
 cdef inline void prefetch_rows(
     const real* x, Py_ssize_t stride, Py_ssize_t rows
 ) noexcept nogil:
@@ -138,53 +142,62 @@ cdef inline void column_centred_sums(
         i += 1
 
 
+cdef inline real x_hat(
+    real x, const real* centre, const real* inverse, Py_ssize_t j
+) noexcept nogil:
+    return x * inverse[j] if centre == NULL else (x - centre[j]) * inverse[j]
+
+
 cdef inline void four_gradients(
-    const real* b, const real* a, Py_ssize_t stride, Py_ssize_t n,
+    const real* b, Py_ssize_t b_stride, const real* a, Py_ssize_t stride, Py_ssize_t n,
     const real* centre, const real* inverse, real* restrict sums, real* restrict products,
 ) noexcept nogil:
     cdef Py_ssize_t j
     cdef real p, q, r, s
     for j in range(n):
-        p = (a[j] - centre[j]) * inverse[j]
-        q = (a[j + stride] - centre[j]) * inverse[j]
-        r = (a[j + 2 * stride] - centre[j]) * inverse[j]
-        s = (a[j + 3 * stride] - centre[j]) * inverse[j]
-        sums[j] += (b[j] + b[j + stride]) + (b[j + 2 * stride] + b[j + 3 * stride])
-        products[j] += (b[j] * p + b[j + stride] * q) + (
-            b[j + 2 * stride] * r + b[j + 3 * stride] * s
-        )
+        p = b[j] * x_hat(a[j], centre, inverse, j)
+        q = b[j + b_stride] * x_hat(a[j + stride], centre, inverse, j)
+        r = b[j + 2 * b_stride] * x_hat(a[j + 2 * stride], centre, inverse, j)
+        s = b[j + 3 * b_stride] * x_hat(a[j + 3 * stride], centre, inverse, j)
+        if centre != NULL:
+            sums[j] += (b[j] + b[j + b_stride]) + (b[j + 2 * b_stride] + b[j + 3 * b_stride])
+        products[j] += (p + q) + (r + s)
 
 
 cdef inline void column_gradient_sums(
-    const real* dy, const real* x, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t n,
-    const real* centre, const real* inverse, real* restrict sums, real* restrict products,
-    Py_ssize_t ahead,
+    const real* dy, Py_ssize_t dy_stride, const real* x, Py_ssize_t stride, Py_ssize_t rows,
+    Py_ssize_t n, const real* centre, const real* inverse,
+    real* restrict sums, real* restrict products, Py_ssize_t ahead,
 ) noexcept nogil:
-    """sums += Σ_rows dy;  products += Σ_rows dy·x̂  with x̂ = (x - centre)·inverse"""
-    cdef Py_ssize_t i = 0, j
+    """sums += Σ_rows dy;  products += Σ_rows dy·x̂  with x̂ = (x - centre)·inverse. Where centre is
+    NULL, x̂ = x·inverse, and the sums of dy are not wanted."""
+    cdef Py_ssize_t i = 0, j, k
     cdef const real* a
     cdef const real* b
     while i + 4 <= rows:
         a = x + i * stride
-        b = dy + i * stride
+        b = dy + i * dy_stride
         j = 0
         while ahead and j + STEP <= n:
             prefetch_rows(a + j + ahead, stride, 4)
-            prefetch_rows(b + j + ahead, stride, 4)
+            prefetch_rows(b + j + ahead, dy_stride, 4)
             four_gradients(
-                b + j, a + j, stride, STEP, centre + j, inverse + j, sums + j, products + j
+                b + j, dy_stride, a + j, stride, STEP, from_column(centre, j), inverse + j,
+                sums + j, products + j,
             )
             j += STEP
         four_gradients(
-            b + j, a + j, stride, n - j, centre + j, inverse + j, sums + j, products + j
+            b + j, dy_stride, a + j, stride, n - j, from_column(centre, j), inverse + j,
+            sums + j, products + j,
         )
         i += 4
     while i < rows:
         a = x + i * stride
-        b = dy + i * stride
-        for j in range(n):
-            sums[j] += b[j]
-            products[j] += b[j] * ((a[j] - centre[j]) * inverse[j])
+        b = dy + i * dy_stride
+        for k in range(n):
+            if centre != NULL:
+                sums[k] += b[k]
+            products[k] += b[k] * x_hat(a[k], centre, inverse, k)
         i += 1
 
 
@@ -299,9 +312,9 @@ cdef inline void columns_gradient(
 
 
 cdef inline void four_columns_gradient(
-    const real* dy, const real* x, Py_ssize_t stride, real* restrict dx0, real* restrict dx1,
-    real* restrict dx2, real* restrict dx3, Py_ssize_t n, const real* centre,
-    const real* slope, const real* shift, const real* scale,
+    const real* dy, Py_ssize_t dy_stride, const real* x, Py_ssize_t stride, real* restrict dx0,
+    real* restrict dx1, real* restrict dx2, real* restrict dx3, Py_ssize_t n,
+    const real* centre, const real* slope, const real* shift, const real* scale,
 ) noexcept nogil:
     cdef Py_ssize_t j
     cdef real c, k, h, s
@@ -309,13 +322,54 @@ cdef inline void four_columns_gradient(
         for j in range(n):
             k, s = slope[j], scale[j]
             dx0[j] = (dy[j] + x[j] * k) * s
-            dx1[j] = (dy[j + stride] + x[j + stride] * k) * s
-            dx2[j] = (dy[j + 2 * stride] + x[j + 2 * stride] * k) * s
-            dx3[j] = (dy[j + 3 * stride] + x[j + 3 * stride] * k) * s
+            dx1[j] = (dy[j + dy_stride] + x[j + stride] * k) * s
+            dx2[j] = (dy[j + 2 * dy_stride] + x[j + 2 * stride] * k) * s
+            dx3[j] = (dy[j + 3 * dy_stride] + x[j + 3 * stride] * k) * s
         return
     for j in range(n):
         c, k, h, s = centre[j], slope[j], shift[j], scale[j]
         dx0[j] = gradient(dy[j], x[j], c, k, h, s)
-        dx1[j] = gradient(dy[j + stride], x[j + stride], c, k, h, s)
-        dx2[j] = gradient(dy[j + 2 * stride], x[j + 2 * stride], c, k, h, s)
-        dx3[j] = gradient(dy[j + 3 * stride], x[j + 3 * stride], c, k, h, s)
+        dx1[j] = gradient(dy[j + dy_stride], x[j + stride], c, k, h, s)
+        dx2[j] = gradient(dy[j + 2 * dy_stride], x[j + 2 * stride], c, k, h, s)
+        dx3[j] = gradient(dy[j + 3 * dy_stride], x[j + 3 * stride], c, k, h, s)
+
+
+cdef inline real weighted_gradient(
+    real dy, real x, real weight, real centre, real slope, real shift, real scale
+) noexcept nogil:
+    return (dy * weight + ((x - centre) * slope + shift)) * scale
+
+
+cdef inline void columns_weighted_gradient(
+    const real* dy, const real* x, real* restrict dx, Py_ssize_t n, const real* weight,
+    const real* centre, const real* slope, const real* shift, const real* scale,
+    Py_ssize_t ahead,
+) noexcept nogil:
+    """dx = (dy·weight + ((x - centre)·slope + shift))·scale"""
+    cdef Py_ssize_t i = 0, j
+    while i + STEP <= n:
+        if ahead:
+            prefetch(x + i + ahead, STEP * sizeof(real))
+            prefetch(dy + i + ahead, STEP * sizeof(real))
+        for j in range(i, i + STEP):
+            dx[j] = weighted_gradient(
+                dy[j], x[j], weight[j], centre[j], slope[j], shift[j], scale[j]
+            )
+        i += STEP
+    for j in range(i, n):
+        dx[j] = weighted_gradient(dy[j], x[j], weight[j], centre[j], slope[j], shift[j], scale[j])
+
+
+cdef inline void four_columns_weighted_gradient(
+    const real* dy, Py_ssize_t dy_stride, const real* x, Py_ssize_t stride, real* restrict dx0,
+    real* restrict dx1, real* restrict dx2, real* restrict dx3, Py_ssize_t n, const real* weight,
+    const real* centre, const real* slope, const real* shift, const real* scale,
+) noexcept nogil:
+    cdef Py_ssize_t j
+    cdef real w, c, k, h, s
+    for j in range(n):
+        w, c, k, h, s = weight[j], centre[j], slope[j], shift[j], scale[j]
+        dx0[j] = weighted_gradient(dy[j], x[j], w, c, k, h, s)
+        dx1[j] = weighted_gradient(dy[j + dy_stride], x[j + stride], w, c, k, h, s)
+        dx2[j] = weighted_gradient(dy[j + 2 * dy_stride], x[j + 2 * stride], w, c, k, h, s)
+        dx3[j] = weighted_gradient(dy[j + 3 * dy_stride], x[j + 3 * stride], w, c, k, h, s)

@@ -1,5 +1,5 @@
-"""Rows that are shorter than a few vectors: SIDE_BY_SIDE of them become the columns of a tile, and a
-vector holds one element of many rows. Nothing has to be folded, and a row's numbers are vectors.
+"""Rows that are shorter than a few vectors: SIDE_BY_SIDE of them become the columns of a tile, and
+a vector holds one element of many rows. Nothing has to be folded, a row's numbers are vectors.
 
 tile[i, j] is element i of row j. Rows that are not there are zeros.
 """

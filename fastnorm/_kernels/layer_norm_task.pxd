@@ -24,8 +24,8 @@ cdef struct RowSums:
     double h, hx
 
 
-# What x̂ = (x - high)·rstd + shift needs to know: the mean is high + low, and the low part goes into
-# the shift.
+# What x̂ = (x - high)·rstd + shift needs to know: the mean is high + low, and the low part goes
+# into the shift.
 cdef struct RowMap:
     double high, rstd, shift
 

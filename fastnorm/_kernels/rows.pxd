@@ -142,10 +142,11 @@ cdef inline void add_squares(
 
 
 cdef inline void add_gradient_sums(
-    const real* dy, const real* x, Py_ssize_t n, real centre, real inverse,
+    const real* dy, const real* x, Py_ssize_t n, real centre, real inverse, bint centred,
     real* restrict lanes, real* restrict products, Py_ssize_t ahead,
 ) noexcept nogil:
-    """lanes += dy;  products += dy·x̂  with x̂ = (x - centre)·inverse"""
+    """lanes += dy;  products += dy·x̂  with x̂ = (x - centre)·inverse. Not centred: x̂ = x·inverse,
+    and the sum of dy is not wanted."""
     cdef real a[ALL_LANES]
     cdef real b[ALL_LANES]
     cdef Py_ssize_t i = 0, j
@@ -156,8 +157,11 @@ cdef inline void add_gradient_sums(
             prefetch(x + i + ahead, LANES * sizeof(real))
             prefetch(dy + i + ahead, LANES * sizeof(real))
         for j in range(LANES):
-            a[j] += dy[i + j]
-            b[j] += dy[i + j] * ((x[i + j] - centre) * inverse)
+            if centred:
+                a[j] += dy[i + j]
+                b[j] += dy[i + j] * ((x[i + j] - centre) * inverse)
+            else:
+                b[j] += dy[i + j] * (x[i + j] * inverse)
         i += LANES
     while i + TAIL <= n:
         for j in range(TAIL):
@@ -168,7 +172,8 @@ cdef inline void add_gradient_sums(
         a[LANES] += dy[i]
         b[LANES] += dy[i] * ((x[i] - centre) * inverse)
         i += 1
-    add_lanes(lanes, a)
+    if centred:
+        add_lanes(lanes, a)
     add_lanes(products, b)
 
 
@@ -232,3 +237,16 @@ cdef inline void row_gradient(
         prefetch(dy + ahead, n * sizeof(real))
     for i in range(n):
         dx[i] = (dy[i] + ((x[i] - centre) * slope + shift)) * scale
+
+
+cdef inline void row_weighted_gradient(
+    const real* dy, const real* x, real* restrict dx, Py_ssize_t n,
+    real weight, real centre, real slope, real shift, real scale, Py_ssize_t ahead,
+) noexcept nogil:
+    """dx = (dy·weight + ((x - centre)·slope + shift))·scale"""
+    cdef Py_ssize_t i
+    if ahead:
+        prefetch(x + ahead, n * sizeof(real))
+        prefetch(dy + ahead, n * sizeof(real))
+    for i in range(n):
+        dx[i] = (dy[i] * weight + ((x[i] - centre) * slope + shift)) * scale

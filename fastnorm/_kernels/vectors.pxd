@@ -1,5 +1,5 @@
-"""One value per channel or column: a parameter, a statistic, a gradient. Kernels take some of them at
-a time, in double."""
+"""One value per channel or column: a parameter, a statistic, a gradient. Kernels take some of them
+at a time, in double."""
 
 cimport numpy as cnp
 

@@ -14,18 +14,20 @@ from libc.math cimport sqrt
 
 cimport numpy as cnp
 
-from fastnorm._kernels.arrays cimport data_of, dtype_of
 from fastnorm._kernels.channels cimport run
 from fastnorm._kernels.channels_task cimport CENTRE, FEW, GRADIENT, GRADIENT_SUMS, INVERSE
 from fastnorm._kernels.channels_task cimport SCALE, SCALE_SHIFT, SHIFT, SLOPE, SQUARES, Channels
-from fastnorm._kernels.channels_task cimport plan, rescue_channel, set_all, set_coefficients
+from fastnorm._kernels.channels_task cimport Operands, plan, rescue_channel, set_all
+from fastnorm._kernels.channels_task cimport set_coefficients, set_operands, use_operands
 from fastnorm._kernels.moments cimport is_usable
+from fastnorm._kernels.operands cimport working_dtype
 from fastnorm._kernels.vectors cimport Vector, load, store, vector_of
 
 cnp.import_array()
 
 
 cdef struct WeightNorm:
+    Operands operands
     Channels channels
     Vector g                    # (C,)
     Vector norm                 # (C,) float64
@@ -94,6 +96,8 @@ cdef void finish_backward(
 cdef int run_weight_norm(WeightNorm* task, str function, int num_threads) except -1:
     cdef bint done
     task.channels.norm = task
+    task.channels.centred = False
+    use_operands(&task.channels, &task.operands)
     with nogil:
         done = run(&task.channels, num_threads)
     if not done:
@@ -112,11 +116,10 @@ def forward(
     int num_threads,
 ):
     cdef WeightNorm task
-    plan(&task.channels, SQUARES, dtype_of(v), n, c, s)
+    plan(&task.channels, SQUARES, working_dtype(v), n, c, s)
     task.channels.map, task.channels.linear = SCALE_SHIFT, True
     task.channels.prepare, task.channels.finish = NULL, finish_forward
-    task.channels.x, task.channels.dy, task.channels.source = data_of(v), NULL, data_of(v)
-    task.channels.y = data_of(w)
+    set_operands(&task.operands, v, None, w, task.channels.dtype)
     task.g, task.norm = vector_of(g), vector_of(norm)
     run_weight_norm(&task, "weight_norm", num_threads)
 
@@ -134,10 +137,9 @@ def backward(
     int num_threads,
 ):
     cdef WeightNorm task
-    plan(&task.channels, GRADIENT_SUMS, dtype_of(v), n, c, s)
+    plan(&task.channels, GRADIENT_SUMS, working_dtype(v), n, c, s)
     task.channels.map, task.channels.linear = GRADIENT, True
     task.channels.prepare, task.channels.finish = prepare_backward, finish_backward
-    task.channels.x, task.channels.dy = data_of(v), data_of(dy)
-    task.channels.source, task.channels.y = data_of(dy), data_of(dv)
+    set_operands(&task.operands, v, dy, dv, task.channels.dtype)
     task.g, task.norm, task.dg = vector_of(g), vector_of(norm), vector_of(dg)
     run_weight_norm(&task, "weight_norm_backward", num_threads)

@@ -1,0 +1,334 @@
+# cython: boundscheck=False, wraparound=False, freethreading_compatible=True
+"""Group norm (Wu and He, arXiv:1803.08494) of a (B, N, C, S) view: B samples, D adjacent channels
+a group, m = N·D·S. With D = 1 it is instance norm (Ulyanov et al., arXiv:1607.08022).
+
+    x̂ = (x - mean)·rstd,  rstd = 1 / sqrt(var + eps)        y = x̂·gamma + beta
+
+    dgamma = Σdy·x̂        dbeta = Σdy                       sums over B, N and S
+    h = dy·gamma
+    dx = rstd·(h - Σh/m - x̂·Σ(h·x̂)/m)                       sums over N, the group and S
+
+Kept for the backward pass: mean and rstd, two numbers a group, in double. channels.pxd walks the
+view of each sample. Backward, and forward where a group does not lie in one piece (N > 1), reduce
+it by channels, and what is said of a group follows from its channels' numbers; else forward reduces
+a group as one channel of D·S elements.
+"""
+
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
+
+cimport numpy as cnp
+
+from fastnorm._kernels.arrays cimport Dtype
+from fastnorm._kernels.blocks cimport ceil_div, threads_for
+from fastnorm._kernels.channels cimport run
+from fastnorm._kernels.channels_task cimport CENTRE, FEW, GRADIENT_SUMS, INVERSE, MOMENTS
+from fastnorm._kernels.channels_task cimport NO_REDUCTION, SCALE, SCALE_SHIFT, SHIFT, SLOPE
+from fastnorm._kernels.channels_task cimport WEIGHTED_GRADIENT, Channels, high_parts, plan_groups
+from fastnorm._kernels.channels_task cimport Operands, rescue_channels, set_coefficients
+from fastnorm._kernels.channels_task cimport set_operands, use_operands
+from fastnorm._kernels.moments cimport is_usable, reciprocal_std
+from fastnorm._kernels.operands cimport working_dtype
+from fastnorm._kernels.vectors cimport Vector, load, store, vector_of
+from fastnorm._pool cimport parallel_for
+
+cnp.import_array()
+
+
+cdef struct GroupNorm:
+    Operands operands
+    Channels channels           # (N, C, S) of each sample
+    Channels groups             # (1, C / D, D·S): what forward reduces where N is 1
+    Py_ssize_t group            # D
+    Vector gamma                # (C,) or absent, as beta
+    Vector beta
+    Vector mean                 # (B, C / D) float64
+    Vector rstd
+    double eps
+    double* first               # (B, C): two numbers for each channel of each sample
+    double* second
+    Vector dgamma
+    Vector dbeta
+
+
+cdef inline void load_groups(
+    GroupNorm* norm, Vector vector, Py_ssize_t sample, Py_ssize_t channel, Py_ssize_t n,
+    double* restrict values,
+) noexcept nogil:
+    """For n channels, what `vector` has for their groups."""
+    cdef Py_ssize_t group = sample * (norm.channels.c // norm.group) + channel // norm.group
+    cdef Py_ssize_t i = 0, stop = norm.group - channel % norm.group
+    cdef double value
+    if norm.group == 1:
+        load(vector, group, n, 0, values)
+        return
+    while i < n:
+        load(vector, group, 1, 0, &value)
+        while i < min(stop, n):
+            values[i] = value
+            i += 1
+        group += 1
+        stop += norm.group
+
+
+# Forward
+
+
+cdef inline void finish_group(
+    Channels* t, Py_ssize_t group, Py_ssize_t channel, Py_ssize_t channels, double mean, double m2
+) noexcept nogil:
+    """Store the statistics of a group, which is these channels of the view t."""
+    cdef GroupNorm* norm = <GroupNorm*> t.norm
+    cdef double var = m2 / (<double> t.n * channels * t.s)
+    cdef double rstd = reciprocal_std(var, norm.eps)
+    if not is_usable(var + norm.eps, t.dtype):
+        rescue_channels(t, channel, channels, True, norm.eps, &mean, &var, &rstd)
+    group += t.sample * (norm.channels.c // norm.group)
+    store(norm.mean, group, 1, &mean)
+    store(norm.rstd, group, 1, &rstd)
+
+
+cdef inline void set_normalize(
+    Channels* t, Py_ssize_t channel, Py_ssize_t last_channel
+) noexcept nogil:
+    """y = (x - high)·scale + shift, where mean = high + low"""
+    cdef GroupNorm* norm = <GroupNorm*> t.norm
+    cdef double mean[FEW]
+    cdef double rstd[FEW]
+    cdef double high[FEW]
+    cdef double scale[FEW]
+    cdef double shift[FEW]
+    cdef double low
+    cdef Py_ssize_t n, i
+    while channel < last_channel:
+        n = min(last_channel - channel, <Py_ssize_t> FEW)
+        load_groups(norm, norm.mean, t.sample, channel, n, mean)
+        load_groups(norm, norm.rstd, t.sample, channel, n, rstd)
+        high_parts(t, n, mean, high)
+        load(norm.gamma, channel, n, 1, scale)
+        load(norm.beta, channel, n, 0, shift)
+        for i in range(n):
+            scale[i] = scale[i] * rstd[i]
+            low = mean[i] - high[i]
+            shift[i] = shift[i] - (low * scale[i] if low != 0 else 0)  # the scale may be infinite
+        set_coefficients(t, CENTRE, channel, n, high)
+        set_coefficients(t, SCALE, channel, n, scale)
+        set_coefficients(t, SHIFT, channel, n, shift)
+        channel += n
+
+
+cdef void finish_forward(
+    Channels* t, Py_ssize_t group, Py_ssize_t n, double* mean, double* m2
+) noexcept nogil:
+    """Of groups that were reduced as channels."""
+    cdef GroupNorm* norm = <GroupNorm*> t.norm
+    cdef Py_ssize_t i
+    for i in range(n):
+        finish_group(t, group + i, group + i, 1, mean[i], m2[i])
+    set_normalize(t.mapped, group * norm.group, (group + n) * norm.group)
+
+
+cdef void keep(
+    Channels* t, Py_ssize_t channel, Py_ssize_t n, double* first, double* second
+) noexcept nogil:
+    """The numbers of n channels."""
+    cdef GroupNorm* norm = <GroupNorm*> t.norm
+    memcpy(norm.first + t.sample * t.c + channel, first, n * sizeof(double))
+    memcpy(norm.second + t.sample * t.c + channel, second, n * sizeof(double))
+
+
+cdef void conclude_forward(
+    Channels* t, Py_ssize_t channel, Py_ssize_t last_channel
+) noexcept nogil:
+    """Of groups whose channels were reduced: Chan's formula for all of a group at once."""
+    cdef GroupNorm* norm = <GroupNorm*> t.norm
+    cdef double count = <double> t.n * t.s
+    cdef double* mean
+    cdef double* m2
+    cdef double group_mean, group_m2, delta
+    cdef Py_ssize_t first = channel, i
+    while first < last_channel:
+        mean = norm.first + t.sample * t.c + first
+        m2 = norm.second + t.sample * t.c + first
+        group_mean, group_m2 = 0, 0
+        for i in range(norm.group):
+            # Relative to the first: equal means have that mean exactly.
+            group_mean += (mean[i] - mean[0]) / norm.group
+        group_mean += mean[0]
+        for i in range(norm.group):
+            delta = mean[i] - group_mean
+            group_m2 += m2[i] + count * (delta * delta)
+        finish_group(t, first // norm.group, first, norm.group, group_mean, group_m2)
+        first += norm.group
+    set_normalize(t, channel, last_channel)
+
+
+# Backward
+
+
+cdef void prepare_backward(Channels* t, Py_ssize_t channel, Py_ssize_t n) noexcept nogil:
+    cdef GroupNorm* norm = <GroupNorm*> t.norm
+    cdef double values[FEW]
+    load_groups(norm, norm.mean, t.sample, channel, n, values)
+    high_parts(t, n, values, values)
+    set_coefficients(t, CENTRE, channel, n, values)
+    load_groups(norm, norm.rstd, t.sample, channel, n, values)
+    set_coefficients(t, INVERSE, channel, n, values)
+
+
+cdef inline void group_gradient(
+    Channels* t, Py_ssize_t channel, double* slope, double* shift
+) noexcept nogil:
+    """Of the group that begins with this channel. Its sums of products become terms of dgamma: of
+    x̂ = (x - high)·rstd - low·rstd they have the first term."""
+    cdef GroupNorm* norm = <GroupNorm*> t.norm
+    cdef double* sum_dy = norm.first + t.sample * t.c + channel
+    cdef double* sum_products = norm.second + t.sample * t.c + channel
+    cdef double gamma[FEW]
+    cdef double mean, high, rstd, left_over, sum_h = 0, sum_h_xhat = 0
+    cdef double count = <double> t.n * norm.group * t.s
+    cdef Py_ssize_t start = 0, n, i
+    load_groups(norm, norm.mean, t.sample, channel, 1, &mean)
+    load_groups(norm, norm.rstd, t.sample, channel, 1, &rstd)
+    high_parts(t, 1, &mean, &high)
+    left_over = (mean - high) * rstd
+    while start < norm.group:
+        n = min(norm.group - start, <Py_ssize_t> FEW)
+        load(norm.gamma, channel + start, n, 1, gamma)
+        for i in range(n):
+            sum_products[start + i] -= left_over * sum_dy[start + i]
+            sum_h += gamma[i] * sum_dy[start + i]
+            sum_h_xhat += gamma[i] * sum_products[start + i]
+        start += n
+    slope[0] = -sum_h_xhat / count * rstd
+    shift[0] = (sum_h_xhat * left_over - sum_h) / count
+
+
+cdef void conclude_backward(
+    Channels* t, Py_ssize_t channel, Py_ssize_t last_channel
+) noexcept nogil:
+    """dx = (dy·gamma + ((x - high)·slope + shift))·rstd"""
+    cdef GroupNorm* norm = <GroupNorm*> t.norm
+    cdef double gamma[FEW]
+    cdef double slope[FEW]
+    cdef double shift[FEW]
+    cdef double slope_of_group = 0, shift_of_group = 0
+    cdef Py_ssize_t next_group = channel, n, i
+    while channel < last_channel:
+        n = min(last_channel - channel, <Py_ssize_t> FEW)
+        for i in range(n):
+            if channel + i == next_group:
+                group_gradient(t, next_group, &slope_of_group, &shift_of_group)
+                next_group += norm.group
+            slope[i], shift[i] = slope_of_group, shift_of_group
+        load(norm.gamma, channel, n, 1, gamma)
+        set_coefficients(t, SCALE, channel, n, gamma)
+        set_coefficients(t, SLOPE, channel, n, slope)
+        set_coefficients(t, SHIFT, channel, n, shift)
+        channel += n
+
+
+cdef void sum_samples(void* task, Py_ssize_t block) noexcept nogil:
+    """dgamma and dbeta of a few channels."""
+    cdef GroupNorm* norm = <GroupNorm*> task
+    cdef Py_ssize_t channel = block * FEW, c = norm.channels.c, sample, i
+    cdef Py_ssize_t n = min(c - channel, <Py_ssize_t> FEW)
+    cdef double dgamma[FEW]
+    cdef double dbeta[FEW]
+    for i in range(n):
+        dgamma[i], dbeta[i] = 0, 0
+    for sample in range(norm.channels.batch):
+        for i in range(n):
+            dgamma[i] += norm.second[sample * c + channel + i]
+            dbeta[i] += norm.first[sample * c + channel + i]
+    store(norm.dgamma, channel, n, dgamma)
+    store(norm.dbeta, channel, n, dbeta)
+
+
+# Entry points
+
+
+cdef int run_group_norm(
+    GroupNorm* norm, Channels* t, str function, int num_threads
+) except -1:
+    cdef Py_ssize_t c = norm.channels.c
+    cdef Py_ssize_t num_bytes = norm.channels.batch * c * sizeof(double)
+    cdef bint done = False
+    use_operands(&norm.channels, &norm.operands)
+    use_operands(&norm.groups, &norm.operands)
+    with nogil:
+        norm.first = <double*> malloc(2 * num_bytes)
+        if norm.first != NULL:
+            norm.second = norm.first + norm.channels.batch * c
+            norm.channels.norm = norm.groups.norm = norm
+            done = run(t, num_threads)
+        if done and t.reduction == GRADIENT_SUMS:
+            parallel_for(
+                sum_samples, norm, ceil_div(c, FEW), threads_for(2 * num_bytes, num_threads)
+            )
+        free(norm.first)
+    if not done:
+        raise MemoryError(f"{function}: no memory for the statistics")
+    return 0
+
+
+def forward(
+    str function,
+    cnp.ndarray x,              # IN (B, N, C, S)
+    cnp.ndarray gamma,          # IN (C,) or None
+    cnp.ndarray beta,           # IN (C,) or None
+    Py_ssize_t batch,
+    Py_ssize_t n,
+    Py_ssize_t c,
+    Py_ssize_t s,
+    Py_ssize_t num_groups,
+    double eps,
+    cnp.ndarray y,              # OUT (B, N, C, S), may be x
+    cnp.ndarray mean,           # OUT (B, num_groups) float64
+    cnp.ndarray rstd,           # OUT (B, num_groups) float64
+    int num_threads,
+):
+    cdef GroupNorm norm
+    cdef Channels* t = &norm.channels
+    cdef Dtype dtype = working_dtype(x)
+    norm.group = c // num_groups
+    plan_groups(t, NO_REDUCTION if n == 1 else MOMENTS, dtype, batch, n, c, s, norm.group)
+    t.map, t.linear = SCALE_SHIFT, False
+    t.prepare, t.finish, t.conclude = NULL, keep, conclude_forward
+    set_operands(&norm.operands, x, None, y, dtype)
+    if n == 1:
+        t = &norm.groups
+        plan_groups(t, MOMENTS, dtype, batch, 1, num_groups, norm.group * s, 1)
+        t.prepare, t.finish, t.mapped = NULL, finish_forward, &norm.channels
+    norm.gamma, norm.beta, norm.eps = vector_of(gamma), vector_of(beta), eps
+    norm.mean, norm.rstd = vector_of(mean), vector_of(rstd)
+    run_group_norm(&norm, t, function, num_threads)
+
+
+def backward(
+    str function,
+    cnp.ndarray dy,             # IN (B, N, C, S)
+    cnp.ndarray x,              # IN (B, N, C, S)
+    cnp.ndarray gamma,          # IN (C,) or None
+    cnp.ndarray mean,           # IN (B, num_groups) float64
+    cnp.ndarray rstd,           # IN (B, num_groups) float64
+    Py_ssize_t batch,
+    Py_ssize_t n,
+    Py_ssize_t c,
+    Py_ssize_t s,
+    Py_ssize_t num_groups,
+    cnp.ndarray dx,             # OUT (B, N, C, S)
+    cnp.ndarray dgamma,         # OUT (C,) or None
+    cnp.ndarray dbeta,          # OUT (C,) or None
+    int num_threads,
+):
+    cdef GroupNorm norm
+    cdef Channels* t = &norm.channels
+    norm.group = c // num_groups
+    plan_groups(t, GRADIENT_SUMS, working_dtype(x), batch, n, c, s, norm.group)
+    t.map, t.linear = WEIGHTED_GRADIENT, False
+    t.prepare, t.finish, t.conclude = prepare_backward, keep, conclude_backward
+    set_operands(&norm.operands, x, dy, dx, t.dtype)
+    norm.gamma, norm.mean, norm.rstd = vector_of(gamma), vector_of(mean), vector_of(rstd)
+    norm.dgamma, norm.dbeta = vector_of(dgamma), vector_of(dbeta)
+    run_group_norm(&norm, t, function, num_threads)
