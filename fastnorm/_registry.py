@@ -710,7 +710,9 @@ def _magnitude_group_norm(pass_: str, case: Case, arrays: Arrays) -> Arrays:
     }
 
 
-def _group_case(shape: tuple[int, ...], groups: int, *words: str, axis: int = 1, **more: Any) -> Case:
+def _group_case(
+    shape: tuple[int, ...], groups: int, *words: str, axis: int = 1, **more: Any
+) -> Case:
     options = {"num_groups": groups, "axis": axis} | more.pop("options", {})
     where = () if axis == 1 else ("axis", axis)
     return Case(_label(*words, shape, *where, "in", groups), shape, options, **more)

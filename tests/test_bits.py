@@ -14,8 +14,8 @@ from fastnorm import _cpu
 from fastnorm._registry import (
     AFFINE,
     BATCH_NORM,
+    DTYPES,
     GROUP_NORM,
-    HALF_DTYPES,
     INSTANCE_NORM,
     LAYER_NORM,
     OPERATIONS,
@@ -26,7 +26,7 @@ from fastnorm._registry import (
     every_case,
 )
 
-THREADS = (1, 2, 3, 7)
+THREADS = (2, 3, 7)
 
 # Several blocks of 64 KB for each of seven threads, in float32.
 LARGE = [
@@ -111,8 +111,7 @@ def streamed(request, dtype, pass_):
 
 @pytest.mark.parametrize(
     ("dtype", "offset"),
-    [(dtype, offset) for dtype in WIDE_DTYPES for offset in (0, 1, 4, 13)]
-    + [(dtype, 3) for dtype in HALF_DTYPES],
+    [(DTYPES[0], offset) for offset in (0, 1, 4, 13)] + [(dtype, 3) for dtype in DTYPES[1:]],
     ids=str,
 )
 def test_streaming(streamed, streaming, offset):
@@ -223,7 +222,8 @@ def test_instance_norm_is_group_norm(shape, axis, dtype, rng):
     y, cache = fn.instance_norm_forward(x, gamma, beta, axis=axis)
     expected, group_cache = fn.group_norm_forward(x, 17, gamma, beta, axis=axis)
     gradients = fn.instance_norm_backward(dy, cache)
-    for a, b in zip((y, *gradients), (expected, *fn.group_norm_backward(dy, group_cache)), strict=True):
+    expected = (expected, *fn.group_norm_backward(dy, group_cache))
+    for a, b in zip((y, *gradients), expected, strict=True):
         assert_same({"": a}, {"": b})
 
 

@@ -137,9 +137,9 @@ cdef inline double largest_of(const Operand* x, Extent e) noexcept nogil:
 cdef inline void scaled_sums(
     const Operand* x, Extent e, double scale, double centre, double* total, double* squares
 ) noexcept nogil:
-    """Σd and Σd², d = x·scale - centre"""
+    """Σd and Σd², d = x·scale - centre; few at a time, that no chain is as long as the extent."""
     cdef double values[FEW_ELEMENTS]
-    cdef double d
+    cdef double d, some, some_squares
     cdef Py_ssize_t i, j, k, n
     total[0], squares[0] = 0, 0
     for i in range(e.planes):
@@ -147,10 +147,13 @@ cdef inline void scaled_sums(
         while j < e.s:
             n = min(e.s - j, <Py_ssize_t> FEW_ELEMENTS)
             read_elements(x, e.first + i * e.step + j, n, values)
+            some, some_squares = 0, 0
             for k in range(n):
                 d = values[k] * scale - centre
-                total[0] += d
-                squares[0] += d * d
+                some += d
+                some_squares += d * d
+            total[0] += some
+            squares[0] += some_squares
             j += n
 
 
