@@ -75,6 +75,7 @@ def test_threads(operation, case, dtype, pass_):
 
 
 @over(LARGE)
+@pytest.mark.parametrize("dtype", [*WIDE_DTYPES, DTYPES[-1]], ids=str)
 def test_threads_of_large_input(operation, case, dtype, pass_):
     assert_independent_of_threads(operation, pass_, case, operation.draw(case, dtype))
 
@@ -111,7 +112,7 @@ def streamed(request, dtype, pass_):
 
 @pytest.mark.parametrize(
     ("dtype", "offset"),
-    [(DTYPES[0], offset) for offset in (0, 1, 4, 13)] + [(dtype, 3) for dtype in DTYPES[1:]],
+    [(DTYPES[0], offset) for offset in (0, 1, 4, 13)] + [(DTYPES[1], 3), (DTYPES[-1], 3)],
     ids=str,
 )
 def test_streaming(streamed, streaming, offset):
