@@ -144,9 +144,9 @@ cdef inline void reduce_tile(Channels* t, Block b) noexcept nogil:
     cdef Scratch x
     cdef Scratch dy
     if t.dtype == FLOAT32:
-        reduce_typed(t, b, x.of_float, dy.of_float)
+        reduce_typed(t, b, <float*> x.bytes, <float*> dy.bytes)
     else:
-        reduce_typed(t, b, x.of_double, dy.of_double)
+        reduce_typed(t, b, <double*> x.bytes, <double*> dy.bytes)
 
 
 cdef inline void finish_channels(Channels* t, Block b) noexcept nogil:
@@ -177,9 +177,9 @@ cdef inline void map_tile(Channels* t, Block b) noexcept nogil:
     cdef Scratch source
     cdef Scratch y
     if t.dtype == FLOAT32:
-        map_typed(t, b, x.of_float, source.of_float, y.of_float)
+        map_typed(t, b, <float*> x.bytes, <float*> source.bytes, <float*> y.bytes)
     else:
-        map_typed(t, b, x.of_double, source.of_double, y.of_double)
+        map_typed(t, b, <double*> x.bytes, <double*> source.bytes, <double*> y.bytes)
 
 
 # The blocks of the phases: of all samples one after another.

@@ -10,7 +10,7 @@ from libc.stdlib cimport calloc, free, malloc
 from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
 from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div
 from fastnorm._kernels.layer_norm_narrow cimport backward_narrow
-from fastnorm._kernels.layer_norm_task cimport FLUSH_ROWS, GROUP, NARROW, PIECE, RowMap, RowSums
+from fastnorm._kernels.layer_norm_task cimport FLUSH_ROWS, MAX_GROUP, NARROW, PIECE, RowMap, RowSums
 from fastnorm._kernels.layer_norm_task cimport Task, kept_map, piece_length, shifted
 from fastnorm._kernels.memory cimport Writer, flush, open_writer, place, prefetch
 from fastnorm._kernels.operands cimport Scratch, load_block, result_block, store_block
@@ -159,8 +159,8 @@ cdef inline void backward_group(
     real* x_scratch, real* dy_scratch, real* dx_scratch, Writer* writer,
 ) noexcept nogil:
     """`count` rows of a chunk at most."""
-    cdef RowSums sums[GROUP]
-    cdef RowMap maps[GROUP]
+    cdef RowSums sums[MAX_GROUP]
+    cdef RowMap maps[MAX_GROUP]
     cdef Py_ssize_t offset = index * t.n, ahead = 0, k, x_stride, dy_stride, dx_stride
     cdef const real* x = load_block(&t.x, offset, t.n, count, t.n, x_scratch, &x_stride)
     cdef const real* dy = load_block(&t.dy, offset, t.n, count, t.n, dy_scratch, &dy_stride)
@@ -206,7 +206,7 @@ cdef inline void backward_rows(
 ) noexcept nogil:
     cdef Py_ssize_t count, unflushed = 0
     while index < last:
-        count = min(max(t.group // 2, <Py_ssize_t> 1), last - index)  # of x and of dy
+        count = min(t.group, last - index)
         if t.n <= CHUNK:
             backward_group(
                 t, index, count, sums, sums + t.n, x_scratch, dy_scratch, dx_scratch, writer
@@ -249,12 +249,12 @@ cdef inline void backward_block(void* task, Py_ssize_t block) noexcept nogil:
     if t.dtype == FLOAT32:
         backward_typed(
             t, first, last, partial, <float*> t.sums + offset,
-            x.of_float, dy.of_float, dx.of_float,
+            <float*> x.bytes, <float*> dy.bytes, <float*> dx.bytes,
         )
     else:
         backward_typed(
             t, first, last, partial, <double*> t.sums + offset,
-            x.of_double, dy.of_double, dx.of_double,
+            <double*> x.bytes, <double*> dy.bytes, <double*> dx.bytes,
         )
 
 
@@ -295,9 +295,9 @@ cdef inline void sums_block(void* task, Py_ssize_t block) noexcept nogil:
     cdef Scratch x
     cdef Scratch dy
     if t.dtype == FLOAT32:
-        t.row_sums[block] = piece_sums(t, index, piece, x.of_float, dy.of_float)
+        t.row_sums[block] = piece_sums(t, index, piece, <float*> x.bytes, <float*> dy.bytes)
     else:
-        t.row_sums[block] = piece_sums(t, index, piece, x.of_double, dy.of_double)
+        t.row_sums[block] = piece_sums(t, index, piece, <double*> x.bytes, <double*> dy.bytes)
 
 
 cdef inline void column_gradients(
@@ -333,9 +333,9 @@ cdef inline void columns_block(void* task, Py_ssize_t block) noexcept nogil:
     cdef Scratch dy
     cdef Scratch dx
     if t.dtype == FLOAT32:
-        column_gradients(t, block * CHUNK, x.of_float, dy.of_float, dx.of_float)
+        column_gradients(t, block * CHUNK, <float*> x.bytes, <float*> dy.bytes, <float*> dx.bytes)
     else:
-        column_gradients(t, block * CHUNK, x.of_double, dy.of_double, dx.of_double)
+        column_gradients(t, block * CHUNK, <double*> x.bytes, <double*> dy.bytes, <double*> dx.bytes)
 
 
 cdef inline bint backward_pieces(Task* t, int num_threads) noexcept nogil:

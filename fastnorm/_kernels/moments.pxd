@@ -137,9 +137,9 @@ cdef inline double largest_of(const Operand* x, Extent e) noexcept nogil:
 cdef inline void scaled_sums(
     const Operand* x, Extent e, double scale, double centre, double* total, double* squares
 ) noexcept nogil:
-    """Σd and Σd², d = x·scale - centre; few at a time, that no chain is as long as the extent."""
+    """Σd and Σd², d = x·scale - centre"""
     cdef double values[FEW_ELEMENTS]
-    cdef double d, some, some_squares
+    cdef double d, sum_of_few, squares_of_few
     cdef Py_ssize_t i, j, k, n
     total[0], squares[0] = 0, 0
     for i in range(e.planes):
@@ -147,13 +147,13 @@ cdef inline void scaled_sums(
         while j < e.s:
             n = min(e.s - j, <Py_ssize_t> FEW_ELEMENTS)
             read_elements(x, e.first + i * e.step + j, n, values)
-            some, some_squares = 0, 0
+            sum_of_few, squares_of_few = 0, 0
             for k in range(n):
                 d = values[k] * scale - centre
-                some += d
-                some_squares += d * d
-            total[0] += some
-            squares[0] += some_squares
+                sum_of_few += d
+                squares_of_few += d * d
+            total[0] += sum_of_few
+            squares[0] += squares_of_few
             j += n
 
 
