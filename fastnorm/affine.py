@@ -25,43 +25,54 @@ class AffineCache(NamedTuple):
     bias: np.ndarray | None
 
 
-def _matmul(function, a, b, bias, out):
-    """out = a @ b + bias for 2-D a and b; `out` is C-contiguous."""
-    (m, k), n = a.shape, b.shape[1]
-    if max(m, k, n) > 2**31 - 1:
-        raise ValueError(
-            f"{function}: BLAS takes at most 2**31 - 1 rows and columns, got {a.shape} @ {b.shape}"
-        )
+# Up to this size, a copy of x is no more than what the threads that it feeds have as scratch memory.
+_SMALL = 2**20
+
+
+def _num_threads(blas):
+    return get_num_threads() if blas.can_be_single_threaded() else 1
+
+
+def _times_weight(x, weight, transposed, bias, y):
+    """y = x @ weight + bias, or x @ weight.T; y may be x."""
+    k, n = x.shape[-1], y.shape[-1]
     if k == 0:
-        out[...] = 0 if bias is None else bias
-    if out.size == 0 or k == 0:
+        y[...] = 0 if bias is None else bias
+    if k == 0 or y.size == 0:
         return
+    dtype = _arrays.working_dtype(y)
+    if _arrays.is_transposed(weight):
+        weight, transposed = weight.T, not transposed
     kernel, blas = _load()
-    left, right = _arrays.blas_matrix(a), _arrays.blas_matrix(b)
     with blas.single_threaded:
         kernel.matmul(
-            *left, *right, bias, out, m, n, k,
-            get_num_threads() if blas.can_be_single_threaded() else 1,
+            x, False, weight, transposed, _arrays.cast(bias, dtype), y,
+            _arrays.row_count(x), n, k, dtype.itemsize == 8, _num_threads(blas),
         )
 
 
-def _weight_gradient(function, x, dy, weight):
-    """x.T @ dy for 2-D x and dy, in weight's memory order."""
+def _weight_gradient(x, dy, weight):
+    """x.T @ dy, in weight's dtype and memory order."""
+    (m, n), rows = weight.shape, _arrays.row_count(x)
+    in_double = x.itemsize == 8
     transposed = weight.flags.f_contiguous and not weight.flags.c_contiguous
-    filled = _arrays.empty(weight.shape[::-1] if transposed else weight.shape, x.dtype)
-    dweight = filled.T if transposed else filled
-    thin, wide, product = (dy, x, dweight.T) if dy.shape[1] < x.shape[1] else (x, dy, dweight)
-    kernel, _ = _load()
-    if 0 < thin.shape[1] <= kernel.MAX_THIN:
+    if rows == 0 or weight.size == 0:
+        return np.zeros_like(weight, subok=False)
+    dweight = _arrays.empty(weight.shape[::-1] if transposed else weight.shape, weight.dtype)
+    kernel, blas = _load()
+    if min(m, n) <= kernel.MAX_THIN:
+        result = dweight.T if transposed == (m <= n) else dweight
+        thin, wide = (x, dy) if m <= n else (dy, x)
         kernel.thin_matmul(
-            _arrays.contiguous(thin), _arrays.contiguous(wide), product,
-            len(x), thin.shape[1], wide.shape[1], get_num_threads(),
+            thin, wide, result, rows, min(m, n), max(m, n), in_double, get_num_threads()
         )
-    elif transposed:
-        _matmul(function, dy.T, x, None, filled)
     else:
-        _matmul(function, x.T, dy, None, filled)
-    return dweight
+        (a, m), (b, n) = ((dy, n), (x, m)) if transposed else ((x, m), (dy, n))
+        with blas.single_threaded:
+            kernel.matmul(
+                a, True, b, False, None, dweight, m, n, rows, in_double, _num_threads(blas)
+            )
+    return dweight.T if transposed else dweight
 
 
 def _checked(function, x, weight, bias):
@@ -73,6 +84,10 @@ def _checked(function, x, weight, bias):
         raise ValueError(
             f"{function}: weight must have shape ({x.shape[-1]}, out), got {weight.shape}"
         )
+    if max(weight.shape) > 2**31 - 1:
+        raise ValueError(
+            f"{function}: BLAS takes at most 2**31 - 1 rows and columns, got {weight.shape} of weight"
+        )
     return x, weight, _arrays.parameter(function, "bias", bias, weight.shape[1:])
 
 
@@ -83,17 +98,10 @@ def _run(function, x, weight, bias, out, *, inference):
         function, out, shape, x.dtype, ("x", x), ("weight", weight), ("bias", bias),
         may_be=x if inference else None,
     )
-    if y is x:  # which BLAS reads to the end
-        x = x.copy()
-    filled = _arrays.kernel_output(y)
-    _matmul(
-        function,
-        _arrays.matrix(x),
-        _arrays.cast(weight, x.dtype),
-        _arrays.cast(bias, x.dtype),
-        _arrays.matrix(filled),
-    )
-    _arrays.deliver(filled, y)
+    if inference and y.size and x.nbytes <= _SMALL and _arrays.is_same(x, y):
+        _times_weight(x.copy(), weight, False, bias, y)
+    else:
+        _times_weight(x, weight, False, bias, y)
     return y if inference else (y, AffineCache(x, weight, bias))
 
 
@@ -103,15 +111,15 @@ def affine(x, weight, bias=None, *, out=None):
     Parameters
     ----------
     x : array_like
-        float32 or float64, of shape (..., in).
+        float16, bfloat16, float32 or float64, of shape (..., in), any strides.
     weight : array_like
         Of shape (in, out). The transposed view of an (out, in) array, PyTorch's layout, is used as
         it is.
     bias : array_like, optional
         Of shape (out,).
     out : ndarray, optional
-        Where the result goes: of shape (..., out) and x's dtype, and x itself if you like and the
-        shapes agree (at the price of a copy).
+        Where the result goes: of shape (..., out) and x's dtype, any strides, and x itself if you
+        like and the shapes agree.
 
     Returns
     -------
@@ -213,16 +221,11 @@ def affine_backward(dy, cache, *, out=None):
     x, weight, bias = _arrays.fields(function, cache, AffineCache)
     dy = _arrays.shaped(function, "dy", dy, (*x.shape[:-1], weight.shape[1]))
     dx = _arrays.output(function, out, x.shape, x.dtype, ("dy", dy), ("x", x), ("weight", weight))
-    x2 = _arrays.matrix(x)
-    dy2 = _arrays.matrix(_arrays.contiguous(_arrays.cast(dy, x.dtype)))
-
-    filled = _arrays.kernel_output(dx)
-    _matmul(function, dy2, _arrays.cast(weight, x.dtype).T, None, _arrays.matrix(filled))
-    _arrays.deliver(filled, dx)
-
-    dweight = _arrays.cast(_weight_gradient(function, x2, dy2, weight), weight.dtype)
-
+    _times_weight(dy, weight, True, None, dx)
+    dweight = _weight_gradient(x, dy, weight)
     dbias = _arrays.gradient(bias)
-    if bias is not None and dy2.size:
-        _load()[0].sum_rows(dy2, *dy2.shape, dbias, get_num_threads())
+    if bias is not None and dy.size:
+        _load()[0].sum_rows(
+            dy, _arrays.row_count(dy), dy.shape[-1], dbias, x.itemsize == 8, get_num_threads()
+        )
     return dx, dweight, dbias
