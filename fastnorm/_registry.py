@@ -667,6 +667,173 @@ BATCH_NORM = Operation(
 )
 
 
+# ---- group and instance normalisation ------------------------------------------------------------
+
+
+def _fill_group_norm(case: Case, normal: Callable[..., np.ndarray]) -> Arrays:
+    channels = (case.shape[case.options.get("axis", 1)],)
+    return {
+        "x": normal(case.shape, case.data.get("mean", 1), 2),
+        "gamma": normal(channels, 1, 0.5),
+        "beta": normal(channels),
+        "dy": normal(case.shape),
+    }
+
+
+def _magnitude_group_norm(pass_: str, case: Case, arrays: Arrays) -> Arrays:
+    """Each sample's channels are split in (groups, C / groups); every channel is a group where the
+    case does not say how many there are."""
+    x = arrays["x"]
+    axis = case.options.get("axis", 1) % x.ndim
+    channels = x.shape[axis]
+    groups = case.options.get("num_groups", channels)
+    split = (*x.shape[:axis], groups, channels // groups, *x.shape[axis + 1 :])
+    parameter = [n if a in (axis, axis + 1) else 1 for a, n in enumerate(split)]
+    reduced = tuple(a for a in range(x.ndim + 1) if a not in (0, axis))
+    others = tuple(a for a in range(x.ndim) if a != axis)
+    views = {
+        name: a if a is None else a.reshape(split if name in ("x", "dy") else parameter)
+        for name, a in arrays.items()
+    }
+    eps = case.options.get("eps", 1e-5)
+    mean, std = _mean(views["x"], reduced), views["x"].std(axis=reduced, keepdims=True)
+    rstd = 1 / np.sqrt(std**2 + eps)
+    y, dx, term = _centred_magnitude(views, mean, std, reduced, eps)
+    statistic = (x.shape[0], groups)
+    return {
+        "y": y.reshape(x.shape),
+        "mean": (np.abs(mean) + std).reshape(statistic),
+        "rstd": (rstd * _condition(mean, rstd)).reshape(statistic),
+        "dx": dx.reshape(x.shape),
+        "dgamma": term.reshape(x.shape).sum(axis=others),
+        "dbeta": np.abs(arrays["dy"]).sum(axis=others),
+    }
+
+
+def _group_case(shape: tuple[int, ...], groups: int, *words: str, axis: int = 1, **more: Any) -> Case:
+    options = {"num_groups": groups, "axis": axis} | more.pop("options", {})
+    where = () if axis == 1 else ("axis", axis)
+    return Case(_label(*words, shape, *where, "in", groups), shape, options, **more)
+
+
+def _group_norm_cases() -> Iterator[Case]:
+    for s in SIZES:
+        yield _group_case((2, 6, s), 2)
+    for d in SIZES[:-2]:
+        yield _group_case((2, 2 * d, 9), 2)
+        yield _group_case((2, 2 * d), 2)
+        yield _group_case((2, 5, 5, 2 * d), 2, axis=-1)
+    for n in SIZES[1:]:
+        yield _group_case((2, n, 6), 3, axis=-1)
+    for shape in ((3, 12, 7, 7), (2, 16, 14, 14), (2, 12, 40, 40), (3, 12, 2, 2)):
+        for groups in (1, 3 if shape[1] % 3 == 0 else 4, shape[1]):
+            yield _group_case(shape, groups, "channels-first")
+    for shape in ((3, 7, 7, 12), (2, 40, 40, 12), (2, 20, 20, 600)):
+        for groups in (1, 3, shape[-1]):
+            yield _group_case(shape, groups, "channels-last", axis=-1)
+    for shape, groups, axis in (
+        ((1, 600, 17), 1, 1),
+        ((1, 600, 17), 2, 1),
+        ((1, 8, 50_021), 1, 1),
+        ((1, 2, 200_003), 2, 1),
+        ((1, 16, 150, 150), 4, 1),
+        ((1, 40_003, 6), 2, -1),
+        ((70, 4, 33), 2, 1),
+        ((300, 32), 8, 1),
+        ((2, 3, 6, 5), 3, 2),
+        ((2, 3, 6, 200), 3, 2),
+        ((2, 5, 6, 40, 40), 2, 2),
+        ((2, 700, 6, 20), 2, 2),
+    ):
+        yield _group_case(shape, groups, axis=axis)
+    for without in (("gamma",), ("beta",), ("gamma", "beta")):
+        yield _group_case((3, 6, 65), 2, "without", *without, without=without)
+    for shape, axis in (((5, 6, 20, 20), 1), ((5, 20, 20, 6), -1), ((5, 66), 1)):
+        yield _group_case(shape, 2, "large mean", axis=axis, data={"mean": 1e4})
+    yield _group_case((3, 6, 65), 2, "eps 0.5", options={"eps": 0.5})
+    for layout in LAYOUTS:
+        yield _group_case((5, 6, 7, 6), 2, layout, layout=layout)
+        yield _group_case((5, 7, 6, 6), 2, layout, axis=-1, layout=layout)
+
+
+_GROUP_TOLERANCES = {
+    "y": ELEMENT,
+    "mean": STATISTIC,
+    "rstd": STATISTIC,
+    "dx": GRADIENT,
+    "dgamma": REDUCTION,
+    "dbeta": REDUCTION,
+}
+
+GROUP_NORM = Operation(
+    name="group_norm",
+    inputs=("x", "gamma", "beta"),
+    statistics=("mean", "rstd"),
+    fill=_fill_group_norm,
+    magnitude=_magnitude_group_norm,
+    tolerances=_GROUP_TOLERANCES,
+    cases=tuple(_group_norm_cases()),
+    bench_cases=(
+        _group_case((16, 64, 56, 56), 32, "channels-first"),
+        _group_case((16, 512, 14, 14), 32, "channels-first"),
+        _group_case((16, 56, 56, 64), 32, "channels-last", axis=-1),
+        _group_case((256, 1024), 32),
+    ),
+)
+
+
+def _instance_case(shape: tuple[int, ...], *words: str, axis: int = 1, **more: Any) -> Case:
+    options = {"axis": axis} | more.pop("options", {})
+    where = () if axis == 1 else ("axis", axis)
+    return Case(_label(*words, shape, *where), shape, options, **more)
+
+
+def _instance_norm_cases() -> Iterator[Case]:
+    for s in SIZES:
+        yield _instance_case((2, 3, s))
+    for n in SIZES[1:]:
+        yield _instance_case((2, n, 3), axis=-1)
+    for c in SIZES[:-1]:
+        yield _instance_case((2, c, 5, 5))
+        yield _instance_case((2, 5, 5, c), axis=-1)
+    for shape, axis in (
+        ((3, 5), 1),
+        ((2, 16, 14, 14), 1),
+        ((2, 5, 40, 40), 1),
+        ((1, 2, 200_003), 1),
+        ((2, 40, 40, 17), -1),
+        ((1, 40_003, 5), -1),
+        ((70, 4, 33), 1),
+        ((2, 3, 6, 5), 2),
+        ((2, 3, 6, 200), 2),
+        ((2, 700, 6, 20), 2),
+    ):
+        yield _instance_case(shape, axis=axis)
+    for without in (("gamma",), ("beta",), ("gamma", "beta")):
+        yield _instance_case((3, 5, 65), "without", *without, without=without)
+    for shape, axis in (((5, 6, 20, 20), 1), ((5, 20, 20, 6), -1)):
+        yield _instance_case(shape, "large mean", axis=axis, data={"mean": 1e4})
+    yield _instance_case((3, 5, 65), "eps 0.5", options={"eps": 0.5})
+    for layout in LAYOUTS:
+        yield _instance_case((5, 6, 7, 6), layout, layout=layout)
+        yield _instance_case((5, 7, 6, 6), layout, axis=-1, layout=layout)
+
+
+INSTANCE_NORM = Operation(
+    name="instance_norm",
+    inputs=("x", "gamma", "beta"),
+    statistics=("mean", "rstd"),
+    fill=_fill_group_norm,
+    magnitude=_magnitude_group_norm,
+    tolerances=_GROUP_TOLERANCES,
+    cases=tuple(_instance_norm_cases()),
+    bench_cases=(
+        _instance_case((16, 64, 56, 56), "channels-first"),
+        _instance_case((16, 56, 56, 64), "channels-last", axis=-1),
+    ),
+)
+
+
 # ---- weight normalisation ------------------------------------------------------------------------
 
 
@@ -819,7 +986,15 @@ AFFINE = Operation(
 
 # ---- the registry --------------------------------------------------------------------------------
 
-OPERATIONS: tuple[Operation, ...] = (BATCH_NORM, LAYER_NORM, RMS_NORM, WEIGHT_NORM, AFFINE)
+OPERATIONS: tuple[Operation, ...] = (
+    BATCH_NORM,
+    LAYER_NORM,
+    RMS_NORM,
+    GROUP_NORM,
+    INSTANCE_NORM,
+    WEIGHT_NORM,
+    AFFINE,
+)
 
 
 def every_case() -> Iterator[tuple[Operation, Case]]:

@@ -12,7 +12,9 @@ import fastnorm as fn
 from fastnorm._registry import (
     AFFINE,
     BATCH_NORM,
+    GROUP_NORM,
     HALF_DTYPES,
+    INSTANCE_NORM,
     LAYER_NORM,
     OPERATIONS,
     PASSES,
@@ -76,12 +78,13 @@ def test_an_error_of_weight_names_the_width_of_x():
         fn.affine(np.ones((2, 5)), np.ones((4, 3)))
 
 
+@pytest.mark.parametrize("operation", [BATCH_NORM, GROUP_NORM, INSTANCE_NORM], ids=repr)
 @pytest.mark.parametrize("shape", [(), (5,)])
 @pytest.mark.parametrize("pass_", ["inference", "forward"])
-def test_batch_norm_needs_two_dimensions(shape, pass_):
-    arrays = BATCH_NORM.draw(BATCH_NORM.typical, np.float32) | {"x": np.ones(shape, np.float32)}
+def test_channels_need_two_dimensions(operation, shape, pass_):
+    arrays = operation.draw(operation.typical, np.float32) | {"x": np.ones(shape, np.float32)}
     message = "x must have .*2 dimensions.*, got "
-    assert_raises(ValueError, message, BATCH_NORM, pass_, BATCH_NORM.typical, arrays)
+    assert_raises(ValueError, message, operation, pass_, operation.typical, arrays)
 
 
 def test_scalars_have_no_axis():
@@ -190,10 +193,12 @@ def test_cache_of_another_operation():
 
 
 @pytest.mark.parametrize("pass_", ["inference", "forward"])
-@pytest.mark.parametrize("operation", [LAYER_NORM, BATCH_NORM, WEIGHT_NORM], ids=repr)
+@pytest.mark.parametrize(
+    "operation", [LAYER_NORM, BATCH_NORM, GROUP_NORM, INSTANCE_NORM, WEIGHT_NORM], ids=repr
+)
 @pytest.mark.parametrize(
     ("axis", "error"),
-    [(2, ValueError), (-3, ValueError), (1.0, TypeError), ("0", TypeError), ([0, "1"], TypeError)],
+    [(3, ValueError), (-4, ValueError), (1.0, TypeError), ("0", TypeError), ([0, "1"], TypeError)],
 )
 def test_wrong_axis(operation, pass_, axis, error):
     case = operation.cases[2]
@@ -218,8 +223,44 @@ def test_batch_norm_has_one_channel_axis(axis):
         fn.batch_norm_forward(np.ones((4, 3)), axis=axis)
 
 
+@pytest.mark.parametrize("axis", [0, -3])
 @pytest.mark.parametrize("pass_", ["inference", "forward"])
-@pytest.mark.parametrize("operation", [LAYER_NORM, BATCH_NORM], ids=repr)
+@pytest.mark.parametrize("operation", [GROUP_NORM, INSTANCE_NORM], ids=repr)
+def test_samples_are_no_channels(operation, pass_, axis):
+    """The statistics are those of a sample: axis 0 cannot hold the channels."""
+    case = operation.cases[2]
+    arrays = operation.draw(case, np.float32)
+    message = "axis must not be 0"
+    assert_raises(ValueError, message, operation, pass_, case_with(case, axis=axis), arrays)
+
+
+@pytest.mark.parametrize("pass_", ["inference", "forward"])
+@pytest.mark.parametrize(
+    ("num_groups", "error"),
+    [
+        (4, ValueError),
+        (12, ValueError),
+        (0, ValueError),
+        (-2, ValueError),
+        (2.0, TypeError),
+        ("2", TypeError),
+    ],
+)
+def test_wrong_number_of_groups(pass_, num_groups, error):
+    """``group_norm: num_groups must divide the 6 channels of x, got 4``"""
+    case = GROUP_NORM.cases[0]
+    assert case.shape[1] == 6
+    arrays = GROUP_NORM.draw(case, np.float32)
+    message = "num_groups must divide the 6 channels of x, got "
+    message = message if error is ValueError else "num_groups must be an integer, got "
+    case = case_with(case, num_groups=num_groups)
+    assert_raises(error, message, GROUP_NORM, pass_, case, arrays)
+
+
+@pytest.mark.parametrize("pass_", ["inference", "forward"])
+@pytest.mark.parametrize(
+    "operation", [LAYER_NORM, BATCH_NORM, GROUP_NORM, INSTANCE_NORM], ids=repr
+)
 @pytest.mark.parametrize(
     ("eps", "error"),
     [(-1e-5, ValueError), (np.nan, ValueError), ("small", TypeError), (None, TypeError)],

@@ -14,7 +14,9 @@ from fastnorm import _cpu
 from fastnorm._registry import (
     AFFINE,
     BATCH_NORM,
+    GROUP_NORM,
     HALF_DTYPES,
+    INSTANCE_NORM,
     LAYER_NORM,
     OPERATIONS,
     SIZES,
@@ -36,6 +38,14 @@ LARGE = [
     (BATCH_NORM, Case("channels-first 8x67x39x39", (8, 67, 39, 39))),
     (BATCH_NORM, Case("channels-first 129x67x7x7", (129, 67, 7, 7))),
     (BATCH_NORM, Case("channels-last 8x39x39x67", (8, 39, 39, 67), {"axis": -1})),
+    (GROUP_NORM, Case("channels-first 8x66x39x39", (8, 66, 39, 39), {"num_groups": 6})),
+    (GROUP_NORM, Case("one group 1x66x101x101", (1, 66, 101, 101), {"num_groups": 1})),
+    (GROUP_NORM, Case("channels-first 129x66x7x7", (129, 66, 7, 7), {"num_groups": 6})),
+    (GROUP_NORM, Case("channels-last 8x39x39x66", (8, 39, 39, 66), {"num_groups": 6, "axis": -1})),
+    (GROUP_NORM, Case("one sample 1x101x101x66", (1, 101, 101, 66), {"num_groups": 6, "axis": -1})),
+    (GROUP_NORM, Case("600x1032", (600, 1032), {"num_groups": 8})),
+    (INSTANCE_NORM, Case("channels-first 8x67x39x39", (8, 67, 39, 39))),
+    (INSTANCE_NORM, Case("channels-last 8x39x39x67", (8, 39, 39, 67), {"axis": -1})),
     (WEIGHT_NORM, Case("600x1031", (600, 1031))),
     (WEIGHT_NORM, Case("600x1031 axis -1", (600, 1031), {"axis": -1})),
     (WEIGHT_NORM, Case("600x1031 axis None", (600, 1031), {"axis": None})),
@@ -174,6 +184,47 @@ def test_rows_of_weight_norm(n, dtype, rng):
     whole = all_of(np.s_[:])
     for rows in SOME_ROWS:
         assert_same(all_of(rows), {name: a[rows].copy() for name, a in whole.items()})
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        ((9, 6), 1),
+        ((9, 6, 5), 1),
+        ((9, 6, 7, 7), 1),
+        ((9, 6, 14, 14), 1),
+        ((9, 6, 150, 150), 1),
+        ((9, 7, 7, 6), -1),
+        ((9, 70, 70, 6), -1),
+        ((9, 25, 25, 60), -1),
+        ((9, 5, 6, 40), 2),
+    ],
+)
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_samples_of_group_norm(shape, axis, groups, dtype, rng):
+    """A sample's result does not depend on the samples beside it, nor on their number."""
+    x, dy = rng.standard_normal((2, *shape)).astype(dtype)
+    gamma, beta = rng.standard_normal((2, shape[axis])).astype(dtype)
+
+    def both(rows):
+        y, cache = fn.group_norm_forward(x[rows], groups, gamma, beta, axis=axis)
+        return {"y": y, "dx": fn.group_norm_backward(dy[rows], cache)[0]}
+
+    whole = both(np.s_[:])
+    for rows in SOME_ROWS:
+        assert_same(both(rows), {name: a[rows].copy() for name, a in whole.items()})
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((5, 17, 40, 40), 1), ((5, 7, 7, 17), -1)])
+def test_instance_norm_is_group_norm(shape, axis, dtype, rng):
+    """With a group for every channel."""
+    x, dy = rng.standard_normal((2, *shape)).astype(dtype)
+    gamma, beta = rng.standard_normal((2, 17)).astype(dtype)
+    y, cache = fn.instance_norm_forward(x, gamma, beta, axis=axis)
+    expected, group_cache = fn.group_norm_forward(x, 17, gamma, beta, axis=axis)
+    gradients = fn.instance_norm_backward(dy, cache)
+    for a, b in zip((y, *gradients), (expected, *fn.group_norm_backward(dy, group_cache)), strict=True):
+        assert_same({"": a}, {"": b})
 
 
 def test_rows_of_batch_norm_inference(dtype, rng):

@@ -8,7 +8,9 @@ import fastnorm as fn
 from fastnorm import reference
 from fastnorm._registry import (
     BATCH_NORM,
+    GROUP_NORM,
     HALF_DTYPES,
+    INSTANCE_NORM,
     LAYER_NORM,
     WEIGHT_NORM,
     Case,
@@ -34,8 +36,25 @@ BATCH_CASES = (
     Case("channels-last narrow", (8, 25, 25, 3), {"axis": -1}),
     Case("frozen", (500, 65), forward_options={"training": False}),
 )
+GROUP_CASES = (
+    Case("channels-first", (3, 6, 12, 12), {"num_groups": 2}),
+    Case("channels-first small", (9, 66, 5, 5), {"num_groups": 6}),
+    Case("channels-first tiny", (9, 66, 2, 2), {"num_groups": 3}),
+    Case("channels-first long", (1, 4, 50_021), {"num_groups": 2}),
+    Case("channels-last", (3, 12, 12, 18), {"num_groups": 3, "axis": -1}),
+    Case("channels-last narrow", (3, 25, 25, 4), {"num_groups": 2, "axis": -1}),
+    Case("channels-last long", (1, 70, 70, 6), {"num_groups": 2, "axis": -1}),
+    Case("2-D", (33, 66), {"num_groups": 3}),
+)
+INSTANCE_CASES = (
+    Case("channels-first", (3, 6, 12, 12)),
+    Case("channels-first small", (9, 33, 5, 5)),
+    Case("channels-last", (3, 12, 12, 17), {"axis": -1}),
+)
 CENTRED = [(LAYER_NORM, case) for case in LAYER_CASES]
 CENTRED += [(BATCH_NORM, case) for case in BATCH_CASES]
+CENTRED += [(GROUP_NORM, case) for case in GROUP_CASES]
+CENTRED += [(INSTANCE_NORM, case) for case in INSTANCE_CASES]
 SCALED = [
     (WEIGHT_NORM, Case("rows", (33, 768))),
     (WEIGHT_NORM, Case("short rows", (33, 7))),
@@ -109,7 +128,7 @@ def test_constant_input(operation, case, value, dtype):
     y = operation.run(fn, "forward", case, arrays)["y"]
     beta = operation.run(fn, "forward", case, arrays | {"x": np.zeros_like(y)})["y"]
     assert not differing({"y": y}, {"y": beta})
-    default = 1 if operation is BATCH_NORM else -1
+    default = -1 if operation is LAYER_NORM else 1
     last = np.moveaxis(y, case.options.get("axis", default), -1)
     np.testing.assert_array_equal(last, np.broadcast_to(arrays["beta"], last.shape))
     gradients = operation.run(fn, "backward", case, arrays)
@@ -187,6 +206,13 @@ def slices(operation, case):
     """Index of the slice that shares its statistics with the middle of x, and of all the others."""
     shape = case.shape
     middle = tuple(n // 2 for n in shape)
+    if operation in (GROUP_NORM, INSTANCE_NORM):
+        axis = case.options.get("axis", 1) % len(shape)
+        size = shape[axis] // case.options.get("num_groups", shape[axis])
+        start = middle[axis] // size * size
+        affected = np.zeros(shape, bool)
+        affected[middle[0]].swapaxes(0, axis - 1)[start : start + size] = True
+        return middle, affected
     if operation is BATCH_NORM:
         kept = {case.options.get("axis", 1) % len(shape)}
     elif operation is LAYER_NORM:
@@ -253,6 +279,9 @@ def test_variance_of_zero_without_eps(function, shape, dtype):
         (BATCH_NORM, Case("2-D", (2**20 + 3, 1))),
         (BATCH_NORM, Case("2-D pairs", (2**19 + 3, 2))),
         (BATCH_NORM, Case("channels-first", (2, 1, 2**19 + 3))),
+        (GROUP_NORM, Case("channels-first", (1, 2, 2**19 + 3), {"num_groups": 1})),
+        (GROUP_NORM, Case("channels-last", (1, 2**19 + 3, 2), {"num_groups": 1, "axis": -1})),
+        (INSTANCE_NORM, Case("samples", (2**17 + 3, 1, 8))),
         (LAYER_NORM, Case("rows", (1, 2**20 + 3))),
         (LAYER_NORM, Case("many rows", (2**18 + 3, 3))),
         (WEIGHT_NORM, Case("rows", (1, 2**20 + 3))),

@@ -79,6 +79,18 @@ GRADIENT_CASES = {
         Case("plain", (3, 5), without=("gamma",)),
         Case("eps", (3, 5), {"eps": 0.5}),
     ),
+    "group_norm": (
+        Case("2-D", (3, 6), {"num_groups": 2}),
+        Case("channels-first", (3, 4, 2, 3), {"num_groups": 2}),
+        Case("channels-last", (2, 3, 2, 6), {"num_groups": 3, "axis": -1}),
+        Case("middle", (2, 3, 4, 2), {"num_groups": 2, "axis": 2}),
+        Case("plain", (3, 4, 2), {"num_groups": 2}, without=("gamma", "beta")),
+    ),
+    "instance_norm": (
+        Case("channels-first", (3, 4, 2, 3)),
+        Case("channels-last", (2, 3, 2, 4), {"axis": -1}),
+        Case("plain", (3, 4, 5), without=("gamma", "beta")),
+    ),
     "weight_norm": (
         Case("rows", (3, 5)),
         Case("columns", (3, 5), {"axis": -1}),
@@ -104,8 +116,13 @@ def test_gradients(module, operation, case):
     """Backward is the derivative of forward; the reference is held to it as well."""
     arrays = operation.draw(case, np.float64)
     arguments = operation.arguments("forward", case, arrays)
+
+    def forward(*inputs, **options):
+        named = dict(zip(operation.inputs, inputs, strict=True))  # other arguments may be between
+        return getattr(module, operation.function("forward"))(**named, **options)
+
     check_gradients(
-        getattr(module, operation.function("forward")),
+        forward,
         getattr(module, operation.function("backward")),
         *(arguments.pop(name) for name in operation.inputs),
         dy=arrays["dy"],
@@ -163,6 +180,19 @@ EMPTY = {
         Case("", (0,)),
         Case("", (2, 0, 3), {"axis": 0}),
         Case("", (2, 0, 3), {"axis": (1, 2)}),
+    ],
+    "group_norm": [
+        Case("", (0, 6), {"num_groups": 2}),
+        Case("", (5, 0), {"num_groups": 2}),
+        Case("", (0, 4, 3, 3), {"num_groups": 2}),
+        Case("", (2, 4, 0, 3), {"num_groups": 2}),
+        Case("", (2, 4, 0, 6), {"num_groups": 2, "axis": -1}),
+    ],
+    "instance_norm": [
+        Case("", (0, 5, 3)),
+        Case("", (5, 0, 3)),
+        Case("", (2, 5, 0)),
+        Case("", (2, 4, 0, 3), {"axis": -1}),
     ],
     "weight_norm": [
         Case("", (0, 5)),

@@ -22,10 +22,10 @@ from libc.string cimport memset
 from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
 from fastnorm._kernels.blocks cimport ceil_div, threads_for
 from fastnorm._kernels.channels_columns cimport map_columns, reduce_columns
-from fastnorm._kernels.channels_planes cimport map_planes, reduce_planes
+from fastnorm._kernels.channels_planes cimport map_planes, reduce_planes, reduce_rows
 from fastnorm._kernels.channels_task cimport AHEAD, COEFFICIENTS, FEW, MAX_TILE, MIN_RUN
-from fastnorm._kernels.channels_task cimport MOMENTS, NO_REDUCTION, Block, Channels, Grid, at_sample
-from fastnorm._kernels.channels_task cimport block_at, mapped_view, plan_whole_tiles, range_count
+from fastnorm._kernels.channels_task cimport MOMENTS, NO_REDUCTION, SQUARES, Block, Channels, Grid
+from fastnorm._kernels.channels_task cimport at_sample, block_at, mapped_view, plan_whole_tiles, range_count
 from fastnorm._kernels.channels_task cimport range_width
 from fastnorm._kernels.columns cimport STRIP
 from fastnorm._kernels.memory cimport streams
@@ -131,7 +131,10 @@ cdef inline void reduce_typed(
     if t.planes:
         while b.first_channel < last:
             b.last_channel = min(b.first_channel + MAX_TILE, last)
-            reduce_planes(t, b, x_scratch, dy_scratch)
+            if t.units == 1 and t.reduction != SQUARES:
+                reduce_rows(t, b, x_scratch, dy_scratch)
+            else:
+                reduce_planes(t, b, x_scratch, dy_scratch)
             b.first_channel = b.last_channel
     else:
         reduce_columns(t, b, x_scratch, dy_scratch)
@@ -258,7 +261,7 @@ cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
     t.streams = streams((3 if t.dy != NULL else 2) * num_bytes)
     if t.reduction == NO_REDUCTION and team > 1:
         t.streams = streams(num_bytes)  # until then, the cache takes more than memory does
-    if t.batch > 1 or t.group > 1 or t.mapped != NULL:
+    if t.conclude != NULL or t.mapped != NULL:
         plan_whole_tiles(t, team)
     t.ahead = 0
     if not t.direct:

@@ -5,11 +5,12 @@ from fastnorm._kernels.channels_task cimport CENTRE, GRADIENT, GRADIENT_SUMS, IN
 from fastnorm._kernels.channels_task cimport MOMENTS, PIECE, SCALE, SCALE_SHIFT, SHIFT, SLOPE
 from fastnorm._kernels.channels_task cimport SQUARES, Block, Channels
 from fastnorm._kernels.memory cimport Writer, flush, open_writer, place, prefetch
-from fastnorm._kernels.moments cimport Moments, merge_centred, no_moments
+from fastnorm._kernels.moments cimport Moments, chunk_centre, chunk_sums, merge_centred
+from fastnorm._kernels.moments cimport no_moments
 from fastnorm._kernels.operands cimport SCRATCH, SCRATCH_ROWS, load_block, result_block, store_block
 from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, add_centred_sums, add_gradient_sums
 from fastnorm._kernels.rows cimport add_squares, clear, fold, row_gradient, row_scale_shift
-from fastnorm._kernels.rows cimport row_sum, row_weighted_gradient
+from fastnorm._kernels.rows cimport row_gradient_sums, row_sum, row_weighted_gradient
 
 cdef inline Py_ssize_t piece_length(Channels* t, Py_ssize_t unit) noexcept nogil:
     return min(<Py_ssize_t> PIECE, t.s - unit % t.pieces * PIECE)
@@ -91,6 +92,42 @@ cdef inline void reduce_planes(
     for k in range(channels):
         t.first[b.range * t.width + b.first_channel + k] = moments[k].mean
         t.second[b.range * t.width + b.first_channel + k] = moments[k].m2
+
+
+cdef inline void reduce_rows(
+    Channels* t, Block b, real* x_scratch, real* dy_scratch
+) noexcept nogil:
+    """Channels of one piece each: one sweep over some of them, then the other, for those of a
+    channel wait for one another."""
+    cdef real centre[MAX_TILE]
+    cdef double total, squares
+    cdef Moments moments
+    cdef const real* coefficients = <const real*> t.coefficients
+    cdef double* first = t.first
+    cdef double* second = t.second
+    cdef const real* x
+    cdef const real* dy
+    cdef Py_ssize_t channel = b.first_channel, some, stride, dy_stride, k
+    while channel < b.last_channel:
+        some = planes_at_once(b.last_channel - channel, t.s)
+        x = load_block(t.x, t.base + channel * t.s, t.s, some, t.s, x_scratch, &stride)
+        if t.reduction == GRADIENT_SUMS:
+            dy = load_block(t.dy, t.base + channel * t.s, t.s, some, t.s, dy_scratch, &dy_stride)
+            for k in range(some):
+                row_gradient_sums(
+                    dy + k * dy_stride, x + k * stride, t.s, coefficients[channel + k],
+                    coefficients[INVERSE * t.width + channel + k], t.centred,
+                    &first[channel + k], &second[channel + k],
+                )
+        else:
+            for k in range(some):
+                centre[k] = chunk_centre(x + k * stride, t.s)
+            for k in range(some):
+                moments = no_moments()
+                chunk_sums(x + k * stride, t.s, centre[k], 0, &total, &squares)
+                merge_centred(&moments, t.s, centre[k], total, squares)
+                first[channel + k], second[channel + k] = moments.mean, moments.m2
+        channel += some
 
 
 cdef inline void map_run(

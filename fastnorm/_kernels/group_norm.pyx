@@ -9,7 +9,7 @@ a group, m = N·D·S. With D = 1 it is instance norm (Ulyanov et al., arXiv:1607
     dx = rstd·(h - Σh/m - x̂·Σ(h·x̂)/m)                       sums over N, the group and S
 
 Kept for the backward pass: mean and rstd, two numbers a group, in double. channels.pxd walks the
-view of each sample. Backward, and forward where a group does not lie in one piece (N > 1), reduce
+view of each sample, or that of all of them, (1, B·C, S), where N = 1. Backward, and forward where a group does not lie in one piece (N > 1), reduce
 it by channels, and what is said of a group follows from its channels' numbers; else forward reduces
 a group as one channel of D·S elements.
 """
@@ -24,9 +24,9 @@ from fastnorm._kernels.blocks cimport ceil_div, threads_for
 from fastnorm._kernels.channels cimport run
 from fastnorm._kernels.channels_task cimport CENTRE, FEW, GRADIENT_SUMS, INVERSE, MOMENTS
 from fastnorm._kernels.channels_task cimport NO_REDUCTION, SCALE, SCALE_SHIFT, SHIFT, SLOPE
-from fastnorm._kernels.channels_task cimport WEIGHTED_GRADIENT, Channels, high_parts, plan_groups
-from fastnorm._kernels.channels_task cimport Operands, rescue_channels, set_coefficients
-from fastnorm._kernels.channels_task cimport set_operands, use_operands
+from fastnorm._kernels.channels_task cimport WEIGHTED_GRADIENT, Channels, Operands, Reduction
+from fastnorm._kernels.channels_task cimport high_parts, plan_groups, rescue_channels
+from fastnorm._kernels.channels_task cimport set_coefficients, set_operands, use_operands
 from fastnorm._kernels.moments cimport is_usable, reciprocal_std
 from fastnorm._kernels.operands cimport working_dtype
 from fastnorm._kernels.vectors cimport Vector, load, store, vector_of
@@ -37,8 +37,9 @@ cnp.import_array()
 
 cdef struct GroupNorm:
     Operands operands
-    Channels channels           # (N, C, S) of each sample
-    Channels groups             # (1, C / D, D·S): what forward reduces where N is 1
+    Channels channels           # (N, C, S) of each sample, or (1, B·C, S)
+    Channels groups             # (1, B·C / D, D·S): what forward reduces where N is 1
+    Py_ssize_t batch, c         # B, C
     Py_ssize_t group            # D
     Vector gamma                # (C,) or absent, as beta
     Vector beta
@@ -51,12 +52,25 @@ cdef struct GroupNorm:
     Vector dbeta
 
 
+cdef inline void load_parameter(
+    GroupNorm* norm, Vector parameter, Py_ssize_t channel, Py_ssize_t n, double absent,
+    double* values,
+) noexcept nogil:
+    """For n channels, which may belong to several samples."""
+    cdef Py_ssize_t i = 0, start, length
+    while i < n:
+        start = (channel + i) % norm.c
+        length = min(n - i, norm.c - start)
+        load(parameter, start, length, absent, values + i)
+        i += length
+
+
 cdef inline void load_groups(
     GroupNorm* norm, Vector vector, Py_ssize_t sample, Py_ssize_t channel, Py_ssize_t n,
     double* restrict values,
 ) noexcept nogil:
     """For n channels, what `vector` has for their groups."""
-    cdef Py_ssize_t group = sample * (norm.channels.c // norm.group) + channel // norm.group
+    cdef Py_ssize_t group = sample * (norm.c // norm.group) + channel // norm.group
     cdef Py_ssize_t i = 0, stop = norm.group - channel % norm.group
     cdef double value
     if norm.group == 1:
@@ -83,7 +97,7 @@ cdef inline void finish_group(
     cdef double rstd = reciprocal_std(var, norm.eps)
     if not is_usable(var + norm.eps, t.dtype):
         rescue_channels(t, channel, channels, True, norm.eps, &mean, &var, &rstd)
-    group += t.sample * (norm.channels.c // norm.group)
+    group += t.sample * (norm.c // norm.group)
     store(norm.mean, group, 1, &mean)
     store(norm.rstd, group, 1, &rstd)
 
@@ -105,8 +119,8 @@ cdef inline void set_normalize(
         load_groups(norm, norm.mean, t.sample, channel, n, mean)
         load_groups(norm, norm.rstd, t.sample, channel, n, rstd)
         high_parts(t, n, mean, high)
-        load(norm.gamma, channel, n, 1, scale)
-        load(norm.beta, channel, n, 0, shift)
+        load_parameter(norm, norm.gamma, channel, n, 1, scale)
+        load_parameter(norm, norm.beta, channel, n, 0, shift)
         for i in range(n):
             scale[i] = scale[i] * rstd[i]
             low = mean[i] - high[i]
@@ -194,7 +208,7 @@ cdef inline void group_gradient(
     left_over = (mean - high) * rstd
     while start < norm.group:
         n = min(norm.group - start, <Py_ssize_t> FEW)
-        load(norm.gamma, channel + start, n, 1, gamma)
+        load_parameter(norm, norm.gamma, channel + start, n, 1, gamma)
         for i in range(n):
             sum_products[start + i] -= left_over * sum_dy[start + i]
             sum_h += gamma[i] * sum_dy[start + i]
@@ -221,7 +235,7 @@ cdef void conclude_backward(
                 group_gradient(t, next_group, &slope_of_group, &shift_of_group)
                 next_group += norm.group
             slope[i], shift[i] = slope_of_group, shift_of_group
-        load(norm.gamma, channel, n, 1, gamma)
+        load_parameter(norm, norm.gamma, channel, n, 1, gamma)
         set_coefficients(t, SCALE, channel, n, gamma)
         set_coefficients(t, SLOPE, channel, n, slope)
         set_coefficients(t, SHIFT, channel, n, shift)
@@ -231,13 +245,13 @@ cdef void conclude_backward(
 cdef void sum_samples(void* task, Py_ssize_t block) noexcept nogil:
     """dgamma and dbeta of a few channels."""
     cdef GroupNorm* norm = <GroupNorm*> task
-    cdef Py_ssize_t channel = block * FEW, c = norm.channels.c, sample, i
+    cdef Py_ssize_t channel = block * FEW, c = norm.c, sample, i
     cdef Py_ssize_t n = min(c - channel, <Py_ssize_t> FEW)
     cdef double dgamma[FEW]
     cdef double dbeta[FEW]
     for i in range(n):
         dgamma[i], dbeta[i] = 0, 0
-    for sample in range(norm.channels.batch):
+    for sample in range(norm.batch):
         for i in range(n):
             dgamma[i] += norm.second[sample * c + channel + i]
             dbeta[i] += norm.first[sample * c + channel + i]
@@ -248,23 +262,32 @@ cdef void sum_samples(void* task, Py_ssize_t block) noexcept nogil:
 # Entry points
 
 
+cdef inline void plan_group_norm(
+    GroupNorm* norm, Reduction reduction, Dtype dtype, Py_ssize_t batch, Py_ssize_t n,
+    Py_ssize_t c, Py_ssize_t s, Py_ssize_t num_groups,
+) noexcept nogil:
+    norm.batch, norm.c, norm.group = batch, c, c // num_groups
+    if n == 1:
+        batch, c = 1, batch * c
+    plan_groups(&norm.channels, reduction, dtype, batch, n, c, s, norm.group)
+
+
 cdef int run_group_norm(
     GroupNorm* norm, Channels* t, str function, int num_threads
 ) except -1:
-    cdef Py_ssize_t c = norm.channels.c
-    cdef Py_ssize_t num_bytes = norm.channels.batch * c * sizeof(double)
+    cdef Py_ssize_t num_bytes = norm.batch * norm.c * sizeof(double)
     cdef bint done = False
     use_operands(&norm.channels, &norm.operands)
     use_operands(&norm.groups, &norm.operands)
     with nogil:
         norm.first = <double*> malloc(2 * num_bytes)
         if norm.first != NULL:
-            norm.second = norm.first + norm.channels.batch * c
+            norm.second = norm.first + norm.batch * norm.c
             norm.channels.norm = norm.groups.norm = norm
             done = run(t, num_threads)
         if done and t.reduction == GRADIENT_SUMS:
             parallel_for(
-                sum_samples, norm, ceil_div(c, FEW), threads_for(2 * num_bytes, num_threads)
+                sum_samples, norm, ceil_div(norm.c, FEW), threads_for(2 * num_bytes, num_threads)
             )
         free(norm.first)
     if not done:
@@ -291,14 +314,15 @@ def forward(
     cdef GroupNorm norm
     cdef Channels* t = &norm.channels
     cdef Dtype dtype = working_dtype(x)
-    norm.group = c // num_groups
-    plan_groups(t, NO_REDUCTION if n == 1 else MOMENTS, dtype, batch, n, c, s, norm.group)
+    plan_group_norm(
+        &norm, NO_REDUCTION if n == 1 else MOMENTS, dtype, batch, n, c, s, num_groups
+    )
     t.map, t.linear = SCALE_SHIFT, False
     t.prepare, t.finish, t.conclude = NULL, keep, conclude_forward
     set_operands(&norm.operands, x, None, y, dtype)
     if n == 1:
         t = &norm.groups
-        plan_groups(t, MOMENTS, dtype, batch, 1, num_groups, norm.group * s, 1)
+        plan_groups(t, MOMENTS, dtype, 1, 1, batch * num_groups, norm.group * s, 1)
         t.prepare, t.finish, t.mapped = NULL, finish_forward, &norm.channels
     norm.gamma, norm.beta, norm.eps = vector_of(gamma), vector_of(beta), eps
     norm.mean, norm.rstd = vector_of(mean), vector_of(rstd)
@@ -324,8 +348,7 @@ def backward(
 ):
     cdef GroupNorm norm
     cdef Channels* t = &norm.channels
-    norm.group = c // num_groups
-    plan_groups(t, GRADIENT_SUMS, working_dtype(x), batch, n, c, s, norm.group)
+    plan_group_norm(&norm, GRADIENT_SUMS, working_dtype(x), batch, n, c, s, num_groups)
     t.map, t.linear = WEIGHTED_GRADIENT, False
     t.prepare, t.finish, t.conclude = prepare_backward, keep, conclude_backward
     set_operands(&norm.operands, x, dy, dx, t.dtype)

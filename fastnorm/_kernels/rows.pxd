@@ -141,14 +141,12 @@ cdef inline void add_squares(
     add_lanes(lanes, a)
 
 
-cdef inline void add_gradient_sums(
+cdef inline void gradient_sums(
     const real* dy, const real* x, Py_ssize_t n, real centre, real inverse, bint centred,
-    real* restrict lanes, real* restrict products, Py_ssize_t ahead,
+    real* restrict a, real* restrict b, Py_ssize_t ahead,
 ) noexcept nogil:
-    """lanes += dy;  products += dy·x̂  with x̂ = (x - centre)·inverse. Not centred: x̂ = x·inverse,
-    and the sum of dy is not wanted."""
-    cdef real a[ALL_LANES]
-    cdef real b[ALL_LANES]
+    """a = dy;  b = dy·x̂  with x̂ = (x - centre)·inverse, in lanes. Not centred: x̂ = x·inverse, and
+    the sum of dy is not wanted."""
     cdef Py_ssize_t i = 0, j
     clear(a)
     clear(b)
@@ -172,9 +170,29 @@ cdef inline void add_gradient_sums(
         a[LANES] += dy[i]
         b[LANES] += dy[i] * ((x[i] - centre) * inverse)
         i += 1
+
+
+cdef inline void add_gradient_sums(
+    const real* dy, const real* x, Py_ssize_t n, real centre, real inverse, bint centred,
+    real* restrict lanes, real* restrict products, Py_ssize_t ahead,
+) noexcept nogil:
+    """lanes += dy;  products += dy·x̂"""
+    cdef real a[ALL_LANES]
+    cdef real b[ALL_LANES]
+    gradient_sums(dy, x, n, centre, inverse, centred, a, b, ahead)
     if centred:
         add_lanes(lanes, a)
     add_lanes(products, b)
+
+
+cdef inline void row_gradient_sums(
+    const real* dy, const real* x, Py_ssize_t n, real centre, real inverse, bint centred,
+    double* sum_dy, double* sum_products,
+) noexcept nogil:
+    cdef real a[ALL_LANES]
+    cdef real b[ALL_LANES]
+    gradient_sums(dy, x, n, centre, inverse, centred, a, b, 0)
+    sum_dy[0], sum_products[0] = fold(a), fold(b)
 
 
 cdef inline double row_sum(const real* x, Py_ssize_t n) noexcept nogil:
