@@ -25,54 +25,74 @@ class AffineCache(NamedTuple):
     bias: np.ndarray | None
 
 
-# Up to this size, a copy of x is no more than what the threads that it feeds have as scratch memory.
+# Bytes of x up to which a copy costs less than to have all columns of a row in one block.
 _SMALL = 2**20
 
 
-def _num_threads(blas):
-    return get_num_threads() if blas.can_be_single_threaded() else 1
+def _multiply(function, *product):
+    """The kernel's matmul, with as many threads as BLAS lets us have."""
+    kernel, blas = _load()
+    with blas.single_threaded:
+        num_threads = get_num_threads() if blas.can_be_single_threaded() else 1
+        if not kernel.matmul(*product, num_threads):
+            raise MemoryError(f"{function}: no memory for the tiles")
 
 
-def _times_weight(x, weight, transposed, bias, y):
+def _times_weight(function, x, weight, transposed, bias, y):
     """y = x @ weight + bias, or x @ weight.T; y may be x."""
     k, n = x.shape[-1], y.shape[-1]
     if k == 0:
         y[...] = 0 if bias is None else bias
     if k == 0 or y.size == 0:
         return
-    dtype = _arrays.working_dtype(y)
+    dtype = _arrays.working_dtype(x)
     if _arrays.is_transposed(weight):
         weight, transposed = weight.T, not transposed
-    kernel, blas = _load()
-    with blas.single_threaded:
-        kernel.matmul(
-            x, False, weight, transposed, _arrays.cast(bias, dtype), y,
-            _arrays.row_count(x), n, k, dtype.itemsize == 8, _num_threads(blas),
-        )
+    _multiply(
+        function, x, False, weight, transposed, _arrays.cast(bias, dtype), y,
+        _arrays.row_count(x), n, k, dtype,
+    )
 
 
-def _weight_gradient(x, dy, weight):
+def _weight_gradient(function, x, dy, weight):
     """x.T @ dy, in weight's dtype and memory order."""
-    (m, n), rows = weight.shape, _arrays.row_count(x)
-    in_double = x.itemsize == 8
-    transposed = weight.flags.f_contiguous and not weight.flags.c_contiguous
+    (m, n), rows, dtype = weight.shape, _arrays.row_count(x), _arrays.working_dtype(x)
     if rows == 0 or weight.size == 0:
         return np.zeros_like(weight, subok=False)
-    dweight = _arrays.empty(weight.shape[::-1] if transposed else weight.shape, weight.dtype)
-    kernel, blas = _load()
-    if min(m, n) <= kernel.MAX_THIN:
-        result = dweight.T if transposed == (m <= n) else dweight
-        thin, wide = (x, dy) if m <= n else (dy, x)
-        kernel.thin_matmul(
-            thin, wide, result, rows, min(m, n), max(m, n), in_double, get_num_threads()
+    transposed = weight.flags.f_contiguous and not weight.flags.c_contiguous
+    filled = _arrays.empty((n, m) if transposed else (m, n), weight.dtype)
+    dweight = filled.T if transposed else filled
+    if min(m, n) <= _load()[0].MAX_THIN:
+        thin, wide, product = (x, dy, dweight) if m <= n else (dy, x, dweight.T)
+        _load()[0].thin_matmul(
+            thin, wide, product, rows, min(m, n), max(m, n), dtype, get_num_threads()
         )
+    elif transposed:
+        _multiply(function, dy, True, x, False, None, filled, n, m, rows, dtype)
     else:
-        (a, m), (b, n) = ((dy, n), (x, m)) if transposed else ((x, m), (dy, n))
-        with blas.single_threaded:
-            kernel.matmul(
-                a, True, b, False, None, dweight, m, n, rows, in_double, _num_threads(blas)
-            )
-    return dweight.T if transposed else dweight
+        _multiply(function, x, True, dy, False, None, filled, m, n, rows, dtype)
+    return dweight
+
+
+def _parameter_gradients(function, dy, x, weight, bias):
+    dbias = _arrays.gradient(bias)
+    if bias is not None and dy.size:
+        _load()[0].sum_rows(
+            dy, _arrays.row_count(dy), dy.shape[-1], dbias, _arrays.working_dtype(x),
+            get_num_threads(),
+        )
+    return _weight_gradient(function, x, dy, weight), dbias
+
+
+def _checked_dy(function, dy, cache):
+    x, weight, bias = _arrays.fields(function, cache, AffineCache)
+    return _arrays.shaped(function, "dy", dy, (*x.shape[:-1], weight.shape[1])), x, weight, bias
+
+
+def parameter_gradients(dy, cache):
+    """What `affine_backward` returns, without dx: a network's first layer has no use for it."""
+    function = "affine_backward"
+    return _parameter_gradients(function, *_checked_dy(function, dy, cache))
 
 
 def _checked(function, x, weight, bias):
@@ -86,7 +106,7 @@ def _checked(function, x, weight, bias):
         )
     if max(weight.shape) > 2**31 - 1:
         raise ValueError(
-            f"{function}: BLAS takes at most 2**31 - 1 rows and columns, got {weight.shape} of weight"
+            f"{function}: weight must have at most 2**31 - 1 rows and columns, got {weight.shape}"
         )
     return x, weight, _arrays.parameter(function, "bias", bias, weight.shape[1:])
 
@@ -98,10 +118,9 @@ def _run(function, x, weight, bias, out, *, inference):
         function, out, shape, x.dtype, ("x", x), ("weight", weight), ("bias", bias),
         may_be=x if inference else None,
     )
-    if inference and y.size and x.nbytes <= _SMALL and _arrays.is_same(x, y):
-        _times_weight(x.copy(), weight, False, bias, y)
-    else:
-        _times_weight(x, weight, False, bias, y)
+    if inference and x.nbytes <= _SMALL and _arrays.is_same(x, y):
+        x = x.copy()
+    _times_weight(function, x, weight, False, bias, y)
     return y if inference else (y, AffineCache(x, weight, bias))
 
 
@@ -113,8 +132,8 @@ def affine(x, weight, bias=None, *, out=None):
     x : array_like
         float16, bfloat16, float32 or float64, of shape (..., in), any strides.
     weight : array_like
-        Of shape (in, out). The transposed view of an (out, in) array, PyTorch's layout, is used as
-        it is.
+        Of shape (in, out) and any of these dtypes. The transposed view of an (out, in) array,
+        PyTorch's layout, is used as it is.
     bias : array_like, optional
         Of shape (out,).
     out : ndarray, optional
@@ -135,8 +154,10 @@ def affine(x, weight, bias=None, *, out=None):
 
     Notes
     -----
-    The product is SciPy's BLAS. Its bits do not depend on the number of threads, but they do on the
-    BLAS and on the machine.
+    The product is SciPy's BLAS. Its bits do not depend on the number of threads, nor on the strides
+    of x, but they do on the BLAS and on the machine, and may depend on how the weight lies.
+
+    16 bits are converted to float32 tile by tile, the sums are float32, and rounded once.
 
     Examples
     --------
@@ -218,14 +239,7 @@ def affine_backward(dy, cache, *, out=None):
     array([4., 4.])
     """
     function = "affine_backward"
-    x, weight, bias = _arrays.fields(function, cache, AffineCache)
-    dy = _arrays.shaped(function, "dy", dy, (*x.shape[:-1], weight.shape[1]))
+    dy, x, weight, bias = _checked_dy(function, dy, cache)
     dx = _arrays.output(function, out, x.shape, x.dtype, ("dy", dy), ("x", x), ("weight", weight))
-    _times_weight(dy, weight, True, None, dx)
-    dweight = _weight_gradient(x, dy, weight)
-    dbias = _arrays.gradient(bias)
-    if bias is not None and dy.size:
-        _load()[0].sum_rows(
-            dy, _arrays.row_count(dy), dy.shape[-1], dbias, x.itemsize == 8, get_num_threads()
-        )
-    return dx, dweight, dbias
+    _times_weight(function, dy, weight, True, None, dx)
+    return dx, *_parameter_gradients(function, dy, x, weight, bias)

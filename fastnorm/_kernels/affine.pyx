@@ -16,7 +16,7 @@ cimport numpy as cnp
 from fastnorm._kernels.affine_sums cimport SUM_COLUMNS, THIN, THIN_COLUMNS, ColumnSums
 from fastnorm._kernels.affine_sums cimport ThinProduct, sum_block, thin_block
 from fastnorm._kernels.affine_tiles cimport TILE_STEP, Product, run_product, set_matrix
-from fastnorm._kernels.arrays cimport FLOAT32, FLOAT64, data_of, dtype_of, itemsize_of
+from fastnorm._kernels.arrays cimport FLOAT32, FLOAT64, Dtype, data_of, itemsize_of
 from fastnorm._kernels.blocks cimport ceil_div, threads_for
 from fastnorm._kernels.operands cimport set_operand
 from fastnorm._kernels.vectors cimport vector_of
@@ -25,6 +25,10 @@ from fastnorm._pool cimport parallel_for
 cnp.import_array()
 
 MAX_THIN = THIN
+
+
+cdef inline Dtype dtype_from(cnp.dtype working) noexcept:
+    return FLOAT64 if working.type_num == cnp.NPY_DOUBLE else FLOAT32
 
 
 def matmul(
@@ -37,13 +41,13 @@ def matmul(
     Py_ssize_t m,
     Py_ssize_t n,
     Py_ssize_t k,
-    bint in_double,             # as it is computed; else in float
+    cnp.dtype working,          # what is computed in: float32 or float64
     int num_threads,
 ):
-    """C = A·B + bias"""
+    """C = A·B + bias. False if there was no memory."""
     cdef Product t
     cdef bint done
-    t.dtype = FLOAT64 if in_double else FLOAT32
+    t.dtype = dtype_from(working)
     t.m, t.n, t.k = m, n, k
     set_matrix(&t.a, a, a_transposed, m if a_transposed else k, t.dtype)
     set_matrix(&t.b, b, b_transposed, k if b_transposed else n, t.dtype)
@@ -54,8 +58,7 @@ def matmul(
     t.bias = data_of(bias)
     with nogil:
         done = run_product(&t, num_threads)
-    if not done:
-        raise MemoryError("affine: no memory for the tiles")
+    return done
 
 
 def sum_rows(
@@ -63,12 +66,12 @@ def sum_rows(
     Py_ssize_t rows,
     Py_ssize_t n,
     cnp.ndarray sums,           # OUT (n,)
-    bint in_double,             # as it is computed; else in float
+    cnp.dtype working,          # what is computed in: float32 or float64
     int num_threads,
 ):
     """The sum of the rows: dbias of dy."""
     cdef ColumnSums t
-    t.dtype = FLOAT64 if in_double else FLOAT32
+    t.dtype = dtype_from(working)
     set_operand(&t.x, x, t.dtype)
     t.rows, t.n, t.sums = rows, n, vector_of(sums)
     num_threads = threads_for(rows * n * itemsize_of(t.x.dtype), num_threads)
@@ -83,12 +86,12 @@ def thin_matmul(
     Py_ssize_t rows,
     Py_ssize_t thin,            # at most THIN
     Py_ssize_t wide,
-    bint in_double,             # as it is computed; else in float
+    cnp.dtype working,          # what is computed in: float32 or float64
     int num_threads,
 ):
     """C = Aᵀ·B for a thin A."""
     cdef ThinProduct t
-    t.dtype = FLOAT64 if in_double else FLOAT32
+    t.dtype = dtype_from(working)
     set_operand(&t.a, a, t.dtype)
     set_operand(&t.b, b, t.dtype)
     t.rows, t.thin, t.wide = rows, thin, wide
