@@ -188,18 +188,20 @@ cdef inline void outer_product(
 ) noexcept nogil:
     """C = a·b, or C += a·b, for a column a and a row b"""
     cdef Py_ssize_t i, j
+    cdef real factor
     cdef real* row
     for i in range(m):
+        factor = a[i * a_step]
         row = c + i * stride
         if add:
             for j in range(n):
-                row[j] += a[i * a_step] * b[j * b_step]
+                row[j] += factor * b[j * b_step]
         elif b_step == 1:
             for j in range(n):
-                row[j] = a[i * a_step] * b[j]
+                row[j] = factor * b[j]
         else:
             for j in range(n):
-                row[j] = a[i * a_step] * b[j * b_step]
+                row[j] = factor * b[j * b_step]
 
 
 cdef inline char op(bint transposed) noexcept nogil:
