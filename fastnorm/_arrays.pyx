@@ -131,7 +131,7 @@ def output(function, out, tuple shape, cnp.dtype dtype, *inputs, may_be=None):
     return out
 
 
-cdef bint is_same(cnp.ndarray a, cnp.ndarray b):
+cpdef bint is_same(cnp.ndarray a, cnp.ndarray b):
     """Whether two arrays of one shape are the same elements in the same places."""
     return cnp.PyArray_DATA(a) == cnp.PyArray_DATA(b) and cnp.PyArray_CompareLists(
         cnp.PyArray_STRIDES(a), cnp.PyArray_STRIDES(b), cnp.PyArray_NDIM(a)
@@ -333,51 +333,12 @@ cpdef tuple channel_view(cnp.ndarray a, int axis):
     return n, shape[axis], s
 
 
-cpdef cnp.ndarray matrix(cnp.ndarray a):
-    """(M, N), N being the last axis and M all others."""
-    cdef Py_ssize_t last = cnp.PyArray_NDIM(a) - 1
-    if last == 1:
-        return a
-    return a.reshape(cnp.PyArray_MultiplyList(cnp.PyArray_DIMS(a), last), cnp.PyArray_DIM(a, last))
+cpdef Py_ssize_t row_count(cnp.ndarray a):
+    """Of the matrix whose rows are `a` along its last axis."""
+    return cnp.PyArray_MultiplyList(cnp.PyArray_DIMS(a), cnp.PyArray_NDIM(a) - 1)
 
 
-cdef inline Py_ssize_t row_stride(cnp.ndarray a, int row, int column):
-    """Elements from one index of axis `row` to the next, or 0 if BLAS cannot take these for the
-    rows of a matrix."""
-    cdef Py_ssize_t size = cnp.PyArray_ITEMSIZE(a), stride = cnp.PyArray_STRIDE(a, row)
-    if cnp.PyArray_STRIDE(a, column) != size or stride % size:
-        return 0
-    return stride // size if stride >= cnp.PyArray_DIM(a, column) * size else 0
-
-
-cpdef tuple blas_matrix(cnp.ndarray a):
-    """A matrix, not empty, as BLAS takes it: where it lies in memory, the stride of the rows there,
-    in elements, and whether these are the columns of `a`. That is `a` itself where an axis of it is
-    contiguous, else a copy."""
-    cdef Py_ssize_t stride
-    if cnp.PyArray_DIM(a, 0) == 1 or cnp.PyArray_DIM(a, 1) == 1:
-        # A copy is cheap, and BLAS adds up strided vectors in another order.
-        return contiguous(a), cnp.PyArray_DIM(a, 1), False
-    stride = row_stride(a, 0, 1)
-    if stride:
-        return a, stride, False
-    stride = row_stride(a, 1, 0)
-    if stride:
-        return a, stride, True
-    return contiguous(a), cnp.PyArray_DIM(a, 1), False
-
-
-cpdef cnp.ndarray kernel_output(cnp.ndarray result, order=None):
-    """The array that a kernel fills for `result`; `deliver` it afterwards."""
-    cdef cnp.ndarray view = result if order is None else result.transpose(order)
-    if cnp.PyArray_IS_C_CONTIGUOUS(view):
-        return view
-    return np.empty((<object> view).shape, view.dtype)
-
-
-cpdef deliver(cnp.ndarray filled, cnp.ndarray result, order=None):
-    """Copy what a kernel filled to its place, unless it is there already."""
-    cdef cnp.ndarray view = result if order is None else result.transpose(order)
-    if not cnp.PyArray_IS_C_CONTIGUOUS(view):
-        (<object> view)[...] = filled
-    return result
+cpdef bint is_transposed(cnp.ndarray a):
+    """Whether the columns of this matrix, and not its rows, lie in memory as rows do."""
+    cdef Py_ssize_t size = cnp.PyArray_ITEMSIZE(a)
+    return cnp.PyArray_STRIDE(a, 1) != size and cnp.PyArray_STRIDE(a, 0) == size

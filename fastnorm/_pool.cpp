@@ -113,6 +113,7 @@ struct Pool {
 std::atomic<bool> busy{false};  // some thread is inside a threaded call; it owns `the_pool`
 Pool *the_pool = nullptr;
 std::atomic<int> num_workers{0};
+thread_local int participant = 0;  // of the job whose block this thread runs
 
 #if !defined(_WIN32)
 // A forked child has none of the parent's workers, and another thread of the parent may have been
@@ -145,7 +146,10 @@ inline void fence_streams() {
 }
 
 void run_serially(fastnorm_block_function function, void *task, std::ptrdiff_t num_blocks) {
+    const int before = participant;  // of the job that this call is nested in
+    participant = 0;
     for (std::ptrdiff_t block = 0; block < num_blocks; ++block) function(task, block);
+    participant = before;
     fence_streams();
 }
 
@@ -239,6 +243,7 @@ std::int64_t take_part(Pool &pool, std::uint64_t epoch, int self) {
 }
 
 void work(Pool *pool, int self, std::uint64_t epoch) noexcept {
+    participant = self;
     for (bool spin = false;;) {
         epoch = wait_for_job(*pool, pool->workers[self], epoch, spin);
         take_part(*pool, epoch, self);
@@ -359,5 +364,7 @@ extern "C" void fastnorm_parallel_for(fastnorm_block_function function, void *ta
     serial_time = alone > 0 ? estimate : std::min(serial_time, estimate);
     busy.store(false, std::memory_order_release);
 }
+
+extern "C" int fastnorm_participant(void) { return participant; }
 
 extern "C" int fastnorm_pool_size(void) { return num_workers.load(std::memory_order_relaxed); }

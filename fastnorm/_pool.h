@@ -18,6 +18,10 @@ typedef void (*fastnorm_block_function)(void *task, ptrdiff_t block);
 void fastnorm_parallel_for(fastnorm_block_function function, void *task, ptrdiff_t num_blocks,
                            int num_threads);
 
+/* In a block: which of its job's threads runs it, from 0 to num_threads - 1. Blocks that run at the
+   same time have different ones. */
+int fastnorm_participant(void);
+
 /* The number of worker threads that this process has now (the callers do not count). */
 int fastnorm_pool_size(void);
 

@@ -5,6 +5,7 @@ cdef extern from "_pool.h" nogil:
     void fastnorm_parallel_for(
         fastnorm_block_function function, void* task, Py_ssize_t num_blocks, int num_threads
     ) noexcept
+    int fastnorm_participant() noexcept
     int fastnorm_pool_size() noexcept
 
 
@@ -17,6 +18,14 @@ cdef void parallel_for(
     serial: a task must give the same result in any order of its blocks.
     """
     fastnorm_parallel_for(<fastnorm_block_function> function, task, num_blocks, num_threads)
+
+
+cdef int participant() noexcept nogil:
+    """Which of the threads of its call a block runs on: from 0 to num_threads - 1.
+
+    Blocks that run at the same time have different ones: scratch memory may be had for each.
+    """
+    return fastnorm_participant()
 
 
 def workers():

@@ -25,43 +25,74 @@ class AffineCache(NamedTuple):
     bias: np.ndarray | None
 
 
-def _matmul(function, a, b, bias, out):
-    """out = a @ b + bias for 2-D a and b; `out` is C-contiguous."""
-    (m, k), n = a.shape, b.shape[1]
-    if max(m, k, n) > 2**31 - 1:
-        raise ValueError(
-            f"{function}: BLAS takes at most 2**31 - 1 rows and columns, got {a.shape} @ {b.shape}"
-        )
-    if k == 0:
-        out[...] = 0 if bias is None else bias
-    if out.size == 0 or k == 0:
-        return
+# Bytes of x up to which a copy costs less than to have all columns of a row in one block.
+_SMALL = 2**20
+
+
+def _multiply(function, *product):
+    """The kernel's matmul, with as many threads as BLAS lets us have."""
     kernel, blas = _load()
-    left, right = _arrays.blas_matrix(a), _arrays.blas_matrix(b)
     with blas.single_threaded:
-        kernel.matmul(
-            *left, *right, bias, out, m, n, k,
-            get_num_threads() if blas.can_be_single_threaded() else 1,
-        )
+        num_threads = get_num_threads() if blas.can_be_single_threaded() else 1
+        if not kernel.matmul(*product, num_threads):
+            raise MemoryError(f"{function}: no memory for the tiles")
+
+
+def _times_weight(function, x, weight, transposed, bias, y):
+    """y = x @ weight + bias, or x @ weight.T; y may be x."""
+    k, n = x.shape[-1], y.shape[-1]
+    if k == 0:
+        y[...] = 0 if bias is None else bias
+    if k == 0 or y.size == 0:
+        return
+    dtype = _arrays.working_dtype(x)
+    if _arrays.is_transposed(weight):
+        weight, transposed = weight.T, not transposed
+    _multiply(
+        function, x, False, weight, transposed, _arrays.cast(bias, dtype), y,
+        _arrays.row_count(x), n, k, dtype,
+    )
 
 
 def _weight_gradient(function, x, dy, weight):
-    """x.T @ dy for 2-D x and dy, in weight's memory order."""
+    """x.T @ dy, in weight's dtype and memory order."""
+    (m, n), rows, dtype = weight.shape, _arrays.row_count(x), _arrays.working_dtype(x)
+    if rows == 0 or weight.size == 0:
+        return np.zeros_like(weight, subok=False)
     transposed = weight.flags.f_contiguous and not weight.flags.c_contiguous
-    filled = _arrays.empty(weight.shape[::-1] if transposed else weight.shape, x.dtype)
+    filled = _arrays.empty((n, m) if transposed else (m, n), weight.dtype)
     dweight = filled.T if transposed else filled
-    thin, wide, product = (dy, x, dweight.T) if dy.shape[1] < x.shape[1] else (x, dy, dweight)
-    kernel, _ = _load()
-    if 0 < thin.shape[1] <= kernel.MAX_THIN:
-        kernel.thin_matmul(
-            _arrays.contiguous(thin), _arrays.contiguous(wide), product,
-            len(x), thin.shape[1], wide.shape[1], get_num_threads(),
+    if min(m, n) <= _load()[0].MAX_THIN:
+        thin, wide, product = (x, dy, dweight) if m <= n else (dy, x, dweight.T)
+        _load()[0].thin_matmul(
+            thin, wide, product, rows, min(m, n), max(m, n), dtype, get_num_threads()
         )
     elif transposed:
-        _matmul(function, dy.T, x, None, filled)
+        _multiply(function, dy, True, x, False, None, filled, n, m, rows, dtype)
     else:
-        _matmul(function, x.T, dy, None, filled)
+        _multiply(function, x, True, dy, False, None, filled, m, n, rows, dtype)
     return dweight
+
+
+def _parameter_gradients(function, dy, x, weight, bias):
+    dbias = _arrays.gradient(bias)
+    if bias is not None and dy.size:
+        _load()[0].sum_rows(
+            dy, _arrays.row_count(dy), dy.shape[-1], dbias, _arrays.working_dtype(x),
+            get_num_threads(),
+        )
+    return _weight_gradient(function, x, dy, weight), dbias
+
+
+def _checked_dy(function, dy, cache):
+    x, weight, bias = _arrays.fields(function, cache, AffineCache)
+    return _arrays.shaped(function, "dy", dy, (*x.shape[:-1], weight.shape[1])), x, weight, bias
+
+
+def parameter_gradients(dy, cache):
+    """What `affine_backward` returns, without dx: a network's first layer has no use for it."""
+    function = "affine_backward"
+    return _parameter_gradients(function, *_checked_dy(function, dy, cache))
 
 
 def _checked(function, x, weight, bias):
@@ -73,6 +104,10 @@ def _checked(function, x, weight, bias):
         raise ValueError(
             f"{function}: weight must have shape ({x.shape[-1]}, out), got {weight.shape}"
         )
+    if max(weight.shape) > 2**31 - 1:
+        raise ValueError(
+            f"{function}: weight must have at most 2**31 - 1 rows and columns, got {weight.shape}"
+        )
     return x, weight, _arrays.parameter(function, "bias", bias, weight.shape[1:])
 
 
@@ -83,17 +118,9 @@ def _run(function, x, weight, bias, out, *, inference):
         function, out, shape, x.dtype, ("x", x), ("weight", weight), ("bias", bias),
         may_be=x if inference else None,
     )
-    if y is x:  # which BLAS reads to the end
+    if inference and x.nbytes <= _SMALL and _arrays.is_same(x, y):
         x = x.copy()
-    filled = _arrays.kernel_output(y)
-    _matmul(
-        function,
-        _arrays.matrix(x),
-        _arrays.cast(weight, x.dtype),
-        _arrays.cast(bias, x.dtype),
-        _arrays.matrix(filled),
-    )
-    _arrays.deliver(filled, y)
+    _times_weight(function, x, weight, False, bias, y)
     return y if inference else (y, AffineCache(x, weight, bias))
 
 
@@ -103,15 +130,15 @@ def affine(x, weight, bias=None, *, out=None):
     Parameters
     ----------
     x : array_like
-        float32 or float64, of shape (..., in).
+        float16, bfloat16, float32 or float64, of shape (..., in), any strides.
     weight : array_like
-        Of shape (in, out). The transposed view of an (out, in) array, PyTorch's layout, is used as
-        it is.
+        Of shape (in, out) and any of these dtypes. The transposed view of an (out, in) array,
+        PyTorch's layout, is used as it is.
     bias : array_like, optional
         Of shape (out,).
     out : ndarray, optional
-        Where the result goes: of shape (..., out) and x's dtype, and x itself if you like and the
-        shapes agree (at the price of a copy).
+        Where the result goes: of shape (..., out) and x's dtype, any strides, and x itself if you
+        like and the shapes agree.
 
     Returns
     -------
@@ -127,8 +154,10 @@ def affine(x, weight, bias=None, *, out=None):
 
     Notes
     -----
-    The product is SciPy's BLAS. Its bits do not depend on the number of threads, but they do on the
-    BLAS and on the machine.
+    The product is SciPy's BLAS. Its bits do not depend on the number of threads, nor on the strides
+    of x, but they do on the BLAS and on the machine, and may depend on how the weight lies.
+
+    16 bits are converted to float32 tile by tile, the sums are float32, and rounded once.
 
     Examples
     --------
@@ -210,19 +239,7 @@ def affine_backward(dy, cache, *, out=None):
     array([4., 4.])
     """
     function = "affine_backward"
-    x, weight, bias = _arrays.fields(function, cache, AffineCache)
-    dy = _arrays.shaped(function, "dy", dy, (*x.shape[:-1], weight.shape[1]))
+    dy, x, weight, bias = _checked_dy(function, dy, cache)
     dx = _arrays.output(function, out, x.shape, x.dtype, ("dy", dy), ("x", x), ("weight", weight))
-    x2 = _arrays.matrix(x)
-    dy2 = _arrays.matrix(_arrays.contiguous(_arrays.cast(dy, x.dtype)))
-
-    filled = _arrays.kernel_output(dx)
-    _matmul(function, dy2, _arrays.cast(weight, x.dtype).T, None, _arrays.matrix(filled))
-    _arrays.deliver(filled, dx)
-
-    dweight = _arrays.cast(_weight_gradient(function, x2, dy2, weight), weight.dtype)
-
-    dbias = _arrays.gradient(bias)
-    if bias is not None and dy2.size:
-        _load()[0].sum_rows(dy2, *dy2.shape, dbias, get_num_threads())
-    return dx, dweight, dbias
+    _times_weight(function, dy, weight, True, None, dx)
+    return dx, *_parameter_gradients(function, dy, x, weight, bias)

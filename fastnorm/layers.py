@@ -26,6 +26,7 @@ import math
 import numpy as np
 
 import fastnorm
+from fastnorm.affine import parameter_gradients
 
 __all__ = [
     "Affine",
@@ -187,6 +188,8 @@ class Affine(Layer):
         return (*x.shape[:-1], self.params[self.names[0]].shape[1])
 
     def _parameter_gradients(self, x, dy, cache):
+        if self.functions is fastnorm:
+            return parameter_gradients(dy, cache)
         rows, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
         weight, bias = self.params[self.names[0]], self.params.get("bias")
         dweight = self.functions.affine(rows.T, dy).astype(weight.dtype, copy=False)
@@ -229,8 +232,9 @@ class WeightNormAffine(Affine):
         return dx, *self._norm_gradients(dweight, norm_cache), dbias
 
     def _parameter_gradients(self, x, dy, cache):
+        norm_cache, cache = cache
         dweight, dbias = super()._parameter_gradients(x, dy, cache)
-        return *self._norm_gradients(dweight, cache[0]), dbias
+        return *self._norm_gradients(dweight, norm_cache), dbias
 
     def _norm_gradients(self, dweight, norm_cache):
         buffer = self._reuse("dv", dweight.shape, dweight.dtype)

@@ -8,6 +8,7 @@
 
 #include "../fastnorm/_pool.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -62,6 +63,8 @@ struct Task {
     std::atomic<bool> open{false};  // during the call
     std::atomic<bool> helped{false};
     std::thread::id caller;
+    int num_threads = 1;
+    std::atomic<bool> taking_part[64] = {};  // who is inside a block
     std::vector<int> runs;          // per block; plain, so that ThreadSanitizer sees missing order
     std::vector<std::uint64_t> input, output;
 };
@@ -83,13 +86,19 @@ void check_nested(std::ptrdiff_t block) {
     inner.input.assign(5, std::uint64_t(block));
     inner.output.assign(5, 0);
     inner.open = true;
-    fastnorm_parallel_for(block_function<0>, &inner, 5, 4);
+    inner.num_threads = 4;
+    const int self = fastnorm_participant();
+    fastnorm_parallel_for(block_function<0>, &inner, 5, inner.num_threads);
+    if (fastnorm_participant() != self) fail("a nested call has made a block another participant's");
     for (int runs : inner.runs)
         if (runs != 1) fail("a block of a nested call did not run once");
 }
 
 void run_block(Task *task, std::ptrdiff_t block) {
     const auto i = std::size_t(block);
+    const int self = fastnorm_participant();
+    if (self < 0 || self >= std::max(task->num_threads, 1)) fail("there is no such participant");
+    if (task->taking_part[self].exchange(true)) fail("a participant runs two blocks at once");
     task->runs[i] += 1;
     if (std::this_thread::get_id() != task->caller) task->helped = true;
     if (task->delay == SHORT) spin_for(1);
@@ -100,6 +109,7 @@ void run_block(Task *task, std::ptrdiff_t block) {
     }
     if (task->nested && block % 3 == 0) check_nested(block);
     task->output[i] = 3 * task->input[i] + 1;
+    task->taking_part[self] = false;
 }
 
 // Tasks are used again and again, and outlive every call: a block that comes too late is noticed,
@@ -108,7 +118,7 @@ void run_one_job(Task &task, std::mt19937 &random) {
     static const int sizes[] = {0, 1, 2, 3, 7, 8, 64, 1000};
     static const int teams[] = {0, 1, 2, 2, 3, 4, 8, 16, 33};
     const auto n = std::size_t(sizes[random() % 8]);
-    const int num_threads = teams[random() % 9];
+    task.num_threads = teams[random() % 9];
     task.kind = int(random() % 2);
     task.delay = n < 100 && random() % 4 == 0 ? Delay(random() % 4) : NONE;
     task.nested = n < 100 && random() % 8 == 0;
@@ -121,7 +131,7 @@ void run_one_job(Task &task, std::mt19937 &random) {
     task.helped = false;
     task.open = true;
     fastnorm_parallel_for(task.kind == 0 ? block_function<0> : block_function<1>, &task,
-                          std::ptrdiff_t(n), num_threads);
+                          std::ptrdiff_t(n), task.num_threads);
     task.open = false;
 
     for (std::size_t i = 0; i < n; ++i) {

@@ -68,8 +68,8 @@ def test_out_may_be_x_in_inference(operation, case, dtype, layout):
     for view in (lambda x: x, lambda x: x[...]):
         x = LAYOUTS[layout](np.copy(arrays[first]))
         results = operation.run(fn, "inference", case, arrays | {first: x}, out=view(x))
-        assert_same(results, expected)
-        assert_same({"y": x}, expected)
+        assert_same(results, expected, case.label)
+        assert_same({"y": x}, results, case.label)
 
 
 def test_out_may_be_x_of_many_threads(operation, dtype):

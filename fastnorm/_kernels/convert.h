@@ -114,6 +114,7 @@ FASTNORM_READ(half, fastnorm_half, double, fastnorm_from_half)
 
 FASTNORM_WRITE(float, float, float, )
 FASTNORM_WRITE(float, float, double, (float))
+FASTNORM_WRITE(double, double, float, )
 FASTNORM_WRITE(double, double, double, )
 FASTNORM_WRITE(bfloat, fastnorm_bfloat, float, fastnorm_to_bfloat)
 FASTNORM_WRITE(bfloat, fastnorm_bfloat, double, fastnorm_double_to_bfloat)

@@ -27,6 +27,8 @@ cdef extern from "convert.h" nogil:
         const float*, Py_ssize_t, void*, Py_ssize_t)
     void write_float_double "fastnorm_write_float_double"(
         const double*, Py_ssize_t, void*, Py_ssize_t)
+    void write_double_float "fastnorm_write_double_float"(
+        const float*, Py_ssize_t, void*, Py_ssize_t)
     void write_double_double "fastnorm_write_double_double"(
         const double*, Py_ssize_t, void*, Py_ssize_t)
     void write_half_float "fastnorm_write_half_float"(
@@ -66,7 +68,7 @@ cdef inline void read_run(
 cdef inline void write_run(
     Dtype dtype, const real* values, Py_ssize_t n, void* p, Py_ssize_t stride
 ) noexcept nogil:
-    """Rounded once. What is computed in float does not become a double."""
+    """Rounded once."""
     if real is float:
         if dtype == FLOAT32:
             write_float_float(values, n, p, stride)
@@ -74,6 +76,8 @@ cdef inline void write_run(
             write_bfloat_float(values, n, p, stride)
         elif dtype == FLOAT16:
             write_half_float(values, n, p, stride)
+        else:
+            write_double_float(values, n, p, stride)
     else:
         if dtype == FLOAT32:
             write_float_double(values, n, p, stride)

@@ -1,0 +1,335 @@
+"""A matrix product C = A·B + bias in tiles of C, each a few calls of a single-threaded BLAS.
+
+A tile's sum over the depth is taken chunk by chunk: C = A₀·B₀, C += A₁·B₁, ... Where the memory of
+A, B or C is what BLAS takes (rows of the type that is computed in, one element after the other, any
+distance apart), it is used as it lies. Else the tile's part of a chunk is brought into a panel, or
+the tile computed in one, through the blocks of operands.pxd: a panel is all the memory it takes.
+
+Tiles and chunks depend on the shape alone, and BLAS gets a panel in the form in which it gets the
+array itself. So the bits depend neither on the threads nor on strides, and a 16-bit array gives
+those of its copy in float32. BLAS may add up a transposed operand in another order, hence which
+operand is so depends on the product, not on the array; except for a weight.
+
+BLAS is column-major: what is row-major here is its transpose there, and C = A·B is Cᵀ = Bᵀ·Aᵀ.
+"""
+
+from libc.limits cimport INT_MAX
+from libc.stdint cimport uintptr_t
+from libc.stdlib cimport free, malloc
+
+cimport numpy as cnp
+from scipy.linalg.cython_blas cimport dgemm, dgemv, sgemm, sgemv
+
+from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
+from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div
+from fastnorm._kernels.memory cimport Writer, open_writer
+from fastnorm._kernels.operands cimport SIDE, Operand, load_block, result_block, set_operand
+from fastnorm._kernels.operands cimport store_block
+from fastnorm._pool cimport parallel_for, participant
+
+cdef enum:
+    TILE_STEP = 32              # tiles are cut at multiples of this
+    MIN_TILE = 128              # rows, or columns: below, packing takes more than a tenth
+    MAX_TILE_ROWS = 1024        # above, what is packed of few columns falls out of cache
+    MAX_TILE_COLUMNS = 1024     # a panel of C has so many
+    TILE_WORK = 8000000         # floating-point operations of a tile, some 100 µs
+    SMALL_WORK = 2000000        # of a product: from here on, two tiles are worth a second packing
+    TILE_BYTES = 262144         # or bytes of all three matrices, where these take longer
+    PANEL = 65536               # elements of a chunk of A, so that its panel stays in L2,
+    MIN_DEPTH = 256             # and of its rows: below, C is read and written too often
+    GROUP = 4                   # tiles beside each other that share a panel of A,
+    ENOUGH = 32                 # if there are so many blocks nevertheless
+
+
+cdef struct Matrix:
+    Operand memory              # (rows, columns): the matrix, or its transpose
+    Py_ssize_t columns
+    bint transposed
+    Py_ssize_t stride           # elements between rows, if BLAS takes these as they lie; else 0
+
+
+# A part of a matrix as BLAS takes it.
+cdef struct Part:
+    const char* data
+    int stride                  # elements from one row to the next, of the memory as it lies
+    bint transposed
+
+
+cdef struct Product:
+    Dtype dtype                 # that is computed in
+    Py_ssize_t m, n, k          # C (m, n) = A (m, k)·B (k, n)
+    Matrix a, b, c
+    bint in_place               # C is A: it gets its rows when nobody needs those of A any more
+    const void* bias            # (n,), in this dtype, or NULL
+    Py_ssize_t tile_m, tile_n, depth
+    Py_ssize_t width            # columns of a block: a group of tiles
+    Py_ssize_t blocks_n
+    char* scratch               # of all threads
+    Py_ssize_t scratch_bytes    # of one
+
+
+cdef inline void set_matrix(
+    Matrix* x, cnp.ndarray memory, bint transposed, Py_ssize_t columns, Dtype dtype
+) noexcept:
+    cdef Operand* o = &x.memory
+    cdef Py_ssize_t size = itemsize_of(dtype)
+    set_operand(o, memory, dtype)
+    x.columns, x.transposed, x.stride = columns, transposed, 0
+    if o.direct:
+        x.stride = columns
+    elif (
+        o.dtype == dtype and o.axes == 2 and o.size[1] == columns and o.stride[1] == size
+        and columns * size <= o.stride[0] <= INT_MAX * size and o.stride[0] % size == 0
+        and <uintptr_t> o.data % size == 0
+    ):
+        x.stride = o.stride[0] // size
+
+
+cdef inline Py_ssize_t half(Py_ssize_t length) noexcept nogil:
+    return ceil_div(ceil_div(length, 2), TILE_STEP) * TILE_STEP
+
+
+cdef inline void cut_tiles(Product* t) noexcept nogil:
+    """Tiles enough to feed the threads, but large ones: each packs its share of A and of B."""
+    cdef double work = 2.0 * t.m * t.n * t.k
+    cdef double num_bytes = 1.0 * (t.m * t.k + t.k * t.n + t.m * t.n) * itemsize_of(t.dtype)
+    cdef double wanted = min(max(work / TILE_WORK, num_bytes / TILE_BYTES), <double> MAX_PARTIALS)
+    t.tile_m, t.tile_n = t.m, t.n
+    if wanted < 2 and work >= SMALL_WORK:
+        t.tile_m = max(half(t.m), <Py_ssize_t> MIN_TILE // 2)
+    while t.tile_m > MAX_TILE_ROWS:
+        t.tile_m = half(t.tile_m)
+    while t.tile_n > MAX_TILE_COLUMNS:
+        t.tile_n = half(t.tile_n)
+    while ceil_div(t.m, t.tile_m) * ceil_div(t.n, t.tile_n) < wanted:
+        if t.tile_n > MIN_TILE and (t.tile_n >= t.tile_m or t.tile_m <= MIN_TILE):
+            t.tile_n = half(t.tile_n)
+        elif t.tile_m > MIN_TILE:
+            t.tile_m = half(t.tile_m)
+        else:
+            break
+
+
+cdef inline void cut_depth(Product* t) noexcept nogil:
+    """Into chunks of almost the same length."""
+    cdef Py_ssize_t most = max(PANEL // t.tile_m, <Py_ssize_t> MIN_DEPTH)
+    t.depth = ceil_div(ceil_div(t.k, ceil_div(t.k, most)), TILE_STEP) * TILE_STEP
+
+
+cdef inline void group_tiles(Product* t) noexcept nogil:
+    """Into blocks. What is in a block does not show in the result."""
+    cdef Py_ssize_t tiles_n = ceil_div(t.n, t.tile_n), tiles = ceil_div(t.m, t.tile_m) * tiles_n
+    cdef Py_ssize_t group = 1
+    if t.in_place:
+        group = tiles_n
+    elif t.a.stride == 0:
+        group = min(GROUP, MAX_TILE_COLUMNS // t.tile_n)
+        group = max(min(tiles // ENOUGH, group), <Py_ssize_t> 1)
+    t.width = min(group * t.tile_n, t.n)
+    t.blocks_n = ceil_div(t.n, t.width)
+
+
+cdef inline Py_ssize_t panel_size(
+    const Matrix* x, Py_ssize_t rows, Py_ssize_t columns
+) noexcept nogil:
+    """Elements of a panel for so many rows and columns of the matrix, if it needs one."""
+    if x.stride:
+        return 0
+    if x.transposed:
+        rows, columns = columns, rows
+    return rows * ceil_div(columns, SIDE) * SIDE
+
+
+cdef inline Py_ssize_t a_size(const Product* t) noexcept nogil:
+    return panel_size(&t.a, t.tile_m, min(t.depth, t.k))
+
+
+cdef inline Py_ssize_t b_size(const Product* t) noexcept nogil:
+    return panel_size(&t.b, min(t.depth, t.k), t.tile_n)
+
+
+cdef inline Py_ssize_t scratch_bytes(const Product* t) noexcept nogil:
+    """Of a thread, whole lines of the cache."""
+    cdef Py_ssize_t size = a_size(t) + b_size(t) + panel_size(&t.c, t.tile_m, t.width)
+    return size * itemsize_of(t.dtype)
+
+
+cdef inline Part part_of(
+    const Matrix* x, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t column, Py_ssize_t columns,
+    real* panel,
+) noexcept nogil:
+    """Rows and columns of the matrix, which its memory may hold the other way round."""
+    cdef Part part
+    cdef Py_ssize_t stride = x.stride
+    if x.transposed:
+        row, rows, column, columns = column, columns, row, rows
+    if stride:
+        part.data = x.memory.data + (row * stride + column) * <Py_ssize_t> sizeof(real)
+    else:
+        part.data = <const char*> load_block(
+            &x.memory, row * x.columns + column, x.columns, rows, columns, panel, &stride
+        )
+    part.stride, part.transposed = <int> stride, x.transposed
+    return part
+
+
+cdef inline void fill_rows(
+    real* c, Py_ssize_t m, Py_ssize_t n, Py_ssize_t stride, const real* bias
+) noexcept nogil:
+    cdef Py_ssize_t i, j
+    for i in range(m):
+        for j in range(n):
+            c[i * stride + j] = bias[j]
+
+
+cdef inline void outer_product(
+    real* c, Py_ssize_t m, Py_ssize_t n, Py_ssize_t stride,
+    const real* a, Py_ssize_t a_step, const real* b, Py_ssize_t b_step, bint add,
+) noexcept nogil:
+    """C = a·b, or C += a·b, for a column a and a row b"""
+    cdef Py_ssize_t i, j
+    cdef real factor
+    cdef real* row
+    for i in range(m):
+        factor = a[i * a_step]
+        row = c + i * stride
+        if add:
+            for j in range(n):
+                row[j] += factor * b[j * b_step]
+        elif b_step == 1:
+            for j in range(n):
+                row[j] = factor * b[j]
+        else:
+            for j in range(n):
+                row[j] = factor * b[j * b_step]
+
+
+cdef inline char op(bint transposed) noexcept nogil:
+    return b"T" if transposed else b"N"
+
+
+cdef inline void times_vector(
+    const real* matrix, int stride, bint transposed, int rows, int columns,
+    const real* vector, int step, real* result, bint add,
+) noexcept nogil:
+    """The product of a matrix, or its transpose, of so many rows in memory, and a vector."""
+    cdef char op_matrix = op(not transposed)
+    cdef real one = 1, beta = 1 if add else 0
+    cdef int unit = 1
+    if real is float:
+        sgemv(
+            &op_matrix, &columns, &rows, &one, <float*> matrix, &stride, <float*> vector, &step,
+            &beta, result, &unit,
+        )
+    else:
+        dgemv(
+            &op_matrix, &columns, &rows, &one, <double*> matrix, &stride, <double*> vector, &step,
+            &beta, result, &unit,
+        )
+
+
+cdef inline void times_column(
+    real* c, int m, int k, Py_ssize_t stride, Part a, const real* b, int b_step, bint add
+) noexcept nogil:
+    """Where C is one column. BLAS writes it without gaps, lest it see where it lies."""
+    cdef real column[MAX_TILE_ROWS]
+    cdef Py_ssize_t i
+    if add:
+        for i in range(m):
+            column[i] = c[i * stride]
+    times_vector(
+        <const real*> a.data, a.stride, a.transposed,
+        k if a.transposed else m, m if a.transposed else k, b, b_step, column, add,
+    )
+    for i in range(m):
+        c[i * stride] = column[i]
+
+
+cdef inline void multiply(
+    real* c, int m, int n, int k, int stride, Part a, Part b, bint add
+) noexcept nogil:
+    """C = A·B, or C += A·B, row-major. Vectors do not go to gemm, which packs what is used once."""
+    cdef char op_a = op(a.transposed), op_b = op(b.transposed)
+    cdef real one = 1, beta = 1 if add else 0
+    cdef real* p = <real*> a.data
+    cdef real* q = <real*> b.data
+    # Of the only row of A, and the only column of B.
+    cdef int a_step = a.stride if a.transposed else 1, b_step = 1 if b.transposed else b.stride
+    if k == 1:
+        outer_product(
+            c, m, n, stride, p, 1 if a.transposed else a.stride,
+            q, b.stride if b.transposed else 1, add,
+        )
+    elif m == 1:
+        times_vector(
+            q, b.stride, not b.transposed, n if b.transposed else k, k if b.transposed else n,
+            p, a_step, c, add,
+        )
+    elif n == 1:
+        times_column(c, m, k, stride, a, q, b_step, add)
+    elif real is float:
+        sgemm(&op_b, &op_a, &n, &m, &k, &one, q, &b.stride, p, &a.stride, &beta, c, &stride)
+    else:
+        dgemm(&op_b, &op_a, &n, &m, &k, &one, q, &b.stride, p, &a.stride, &beta, c, &stride)
+
+
+cdef inline void add_chunk(
+    Product* t, Py_ssize_t row, Py_ssize_t m, Py_ssize_t column, Py_ssize_t width,
+    Py_ssize_t start, real* c, Py_ssize_t stride, real* a_panel, real* b_panel,
+) noexcept nogil:
+    """The tiles of a group: those that begin at `column` in C, and at c."""
+    cdef Py_ssize_t k = min(t.depth, t.k - start), last = column + width, n
+    cdef Part a = part_of(&t.a, row, m, start, k, a_panel), b
+    cdef const real* bias = <const real*> t.bias
+    while column < last:
+        n = min(t.tile_n, last - column)
+        b = part_of(&t.b, start, k, column, n, b_panel)
+        if start == 0 and bias != NULL:
+            fill_rows(c, m, n, stride, bias + column)
+        multiply(c, <int> m, <int> n, <int> k, <int> stride, a, b, start > 0 or bias != NULL)
+        c += n
+        column += n
+
+
+cdef inline void compute_block(Product* t, Py_ssize_t block, real* scratch) noexcept nogil:
+    cdef Py_ssize_t row = block // t.blocks_n * t.tile_m, m = min(t.tile_m, t.m - row)
+    cdef Py_ssize_t column = block % t.blocks_n * t.width, width = min(t.width, t.n - column)
+    cdef Py_ssize_t index = row * t.n + column, start = 0, stride = t.c.stride
+    cdef real* b_panel = scratch + a_size(t)
+    cdef real* c = <real*> t.c.memory.data + row * stride + column
+    cdef Writer writer
+    if t.c.stride == 0:
+        c = result_block(&t.c.memory, index, t.n, width, b_panel + b_size(t), &stride)
+    while start < t.k:
+        add_chunk(t, row, m, column, width, start, c, stride, scratch, b_panel)
+        start += t.depth
+    if t.c.stride == 0:
+        open_writer(&writer, False, False)
+        store_block(&t.c.memory, index, t.n, m, width, c, stride, &writer)
+
+
+cdef inline void product_block(void* task, Py_ssize_t block) noexcept nogil:
+    cdef Product* t = <Product*> task
+    cdef char* scratch = t.scratch + participant() * t.scratch_bytes
+    if t.dtype == FLOAT32:
+        compute_block(t, block, <float*> scratch)
+    else:
+        compute_block(t, block, <double*> scratch)
+
+
+cdef inline bint run_product(Product* t, int num_threads) noexcept nogil:
+    """False: no memory."""
+    cdef Py_ssize_t blocks
+    cut_tiles(t)
+    cut_depth(t)
+    group_tiles(t)
+    blocks = ceil_div(t.m, t.tile_m) * t.blocks_n
+    t.scratch, t.scratch_bytes = NULL, scratch_bytes(t)
+    num_threads = <int> min(<Py_ssize_t> num_threads, blocks)
+    if t.scratch_bytes:
+        t.scratch = <char*> malloc(num_threads * t.scratch_bytes)
+        if t.scratch == NULL:
+            return False
+    parallel_for(product_block, t, blocks, num_threads)
+    free(t.scratch)
+    return True

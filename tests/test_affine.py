@@ -1,0 +1,93 @@
+"""The affine layer's tiles, chunks and panels: what shapes of some size must not show."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from checks import ANY_LAYOUT, OUT_LAYOUTS, assert_right, assert_same, over, run_blank
+
+import fastnorm as fn
+from fastnorm._registry import AFFINE, DTYPES, HALF_DTYPES, PASSES, Case
+from fastnorm.layers import Affine
+
+# Several tiles and chunks of the depth, and the last of them a single row or column.
+PRODUCTS = [
+    (AFFINE, Case(f"{m}x{k} to {n}", (m, k), data={"outputs": n}))
+    for m, k, n in (
+        (130, 1025, 129),
+        (129, 600, 257),
+        (2100, 65, 40),
+        (1, 3000, 257),
+        (1500, 33, 1),
+        (300, 1, 40),
+        (1100, 300, 300),
+    )
+]
+
+
+@over(PRODUCTS)
+@pytest.mark.parametrize("layout", ["transposed", "padded", "reversed", "stepped", "one number"])
+@pytest.mark.parametrize("dtype", [DTYPES[0], *HALF_DTYPES[:1]], ids=str)
+def test_panels(operation, case, dtype, layout):
+    """What BLAS takes as it lies, and what is brought into panels, have the same bits."""
+    arrays = operation.draw(case, dtype)
+    strided = arrays | {name: ANY_LAYOUT[layout](arrays[name]) for name in ("x", "dy")}
+    plain = {name: a.copy() for name, a in strided.items()}
+    out_layout = OUT_LAYOUTS.get(layout, np.asfortranarray)
+    for pass_ in PASSES:
+        expected = run_blank(operation, pass_, case, plain)
+        for n in (1, 3):
+            out = out_layout(operation.blank(pass_, arrays))
+            with fn.num_threads(n):
+                assert_same(operation.run(fn, pass_, case, strided, out=out), expected, pass_)
+
+
+@over(PRODUCTS)
+@pytest.mark.parametrize("half", HALF_DTYPES, ids=str)
+def test_16_bits_are_rounded_float32(operation, case, half):
+    """The products are those of float32 copies, rounded once; dbias comes from double."""
+    arrays = operation.draw(case, half)
+    wide = {name: a.astype(np.float32) for name, a in arrays.items()}
+    thin = min(arrays["weight"].shape) <= 16
+    for pass_ in PASSES:
+        results = operation.run(fn, pass_, case, arrays)
+        assert_right(operation, pass_, case, arrays, results)
+        names = [name for name in results if name != "dbias" and not (thin and name == "dweight")]
+        expected = operation.run(fn, pass_, case, wide)
+        assert_same(
+            {n: results[n] for n in names}, {n: expected[n].astype(half) for n in names}, pass_
+        )
+
+
+@pytest.mark.parametrize("layout", OUT_LAYOUTS)
+def test_out_is_a_large_x(layout, dtype, rng):
+    """Too large to be copied, and not copied: whole rows are done before they are overwritten."""
+    given = rng.standard_normal((4500, 260)).astype(dtype)
+    weight, bias = rng.standard_normal((260, 260)).astype(dtype), np.ones(260, dtype)
+    expected = fn.affine(given, weight, bias)
+    for n in (1, 3):
+        x = OUT_LAYOUTS[layout](given)
+        x = x.copy() if layout == "contiguous" else x
+        assert x.nbytes > 2**21
+        with fn.num_threads(n):
+            fn.affine(x, weight, bias, out=x)
+        assert_same({"y": x}, {"y": expected}, f"{n} threads")
+    tracemalloc.start()
+    try:
+        fn.affine(x, weight, bias, out=x)
+        assert tracemalloc.get_traced_memory()[1] < x.nbytes / 8
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("outputs", [3, 40])
+def test_parameter_gradients_of_a_first_layer(outputs, dtype, rng):
+    """They are those of the whole backward pass, in the parameters' dtype, whatever x has."""
+    x = rng.standard_normal((5, 33, 17)).astype(dtype)
+    layers = Affine(17, outputs, rng=0), Affine(17, outputs, rng=0)
+    dy = rng.standard_normal((5, 33, outputs)).astype(dtype)
+    for layer in layers:
+        layer.forward(x)
+        layer.backward(dy, input_gradient=layer is layers[0])
+    assert_same(layers[1].grads, layers[0].grads)
+    assert layers[0].grads["weight"].dtype == np.float32
