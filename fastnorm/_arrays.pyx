@@ -13,6 +13,9 @@ import numpy as np
 cimport numpy as cnp
 from cpython.number cimport PyNumber_Index
 
+from fastnorm._kernels.arrays cimport dtype_of
+from fastnorm._kernels.convert cimport read_run
+
 cnp.import_array()
 
 _DTYPE_NAMES = "float16, bfloat16, float32 or float64"
@@ -306,9 +309,25 @@ cpdef cnp.ndarray ordered(cnp.ndarray a, order):
     return a if order is None else a.transpose(order)
 
 
-cpdef cnp.ndarray cast(cnp.ndarray a, dtype):
-    """An optional array in this dtype: `a` itself where it has it."""
-    return a if a is None or a.dtype is dtype else a.astype(dtype, copy=False)
+cpdef cnp.ndarray cast(cnp.ndarray a, cnp.dtype dtype):
+    """An optional contiguous array in the type that is computed in: `a` itself where it has it."""
+    cdef cnp.ndarray result
+    if a is None or cnp.PyArray_TYPE(a) == dtype.type_num:
+        return a
+    result = cnp.PyArray_EMPTY(
+        cnp.PyArray_NDIM(a), cnp.PyArray_DIMS(a), dtype.type_num, False
+    )
+    if dtype.type_num == cnp.NPY_FLOAT:
+        read_run(
+            dtype_of(a), cnp.PyArray_DATA(a), cnp.PyArray_ITEMSIZE(a), cnp.PyArray_SIZE(a),
+            <float*> cnp.PyArray_DATA(result),
+        )
+    else:
+        read_run(
+            dtype_of(a), cnp.PyArray_DATA(a), cnp.PyArray_ITEMSIZE(a), cnp.PyArray_SIZE(a),
+            <double*> cnp.PyArray_DATA(result),
+        )
+    return result
 
 
 cpdef tuple row_view(cnp.ndarray a, tuple axes):

@@ -7,7 +7,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__F16C__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -116,19 +116,71 @@ FASTNORM_WRITE(float, float, float, )
 FASTNORM_WRITE(float, float, double, (float))
 FASTNORM_WRITE(double, double, float, )
 FASTNORM_WRITE(double, double, double, )
-FASTNORM_WRITE(bfloat, fastnorm_bfloat, float, fastnorm_to_bfloat)
+FASTNORM_WRITE(portable_bfloat, fastnorm_bfloat, float, fastnorm_to_bfloat)
 FASTNORM_WRITE(bfloat, fastnorm_bfloat, double, fastnorm_double_to_bfloat)
 FASTNORM_WRITE(portable_half, fastnorm_half, float, fastnorm_to_half)
 FASTNORM_WRITE(half, fastnorm_half, double, fastnorm_double_to_half)
 
-/* Compilers do not turn the functions for float16 into the instructions that do the same. */
+/* Compilers do not turn the functions for float16 into the instructions that do the same, and make heavy weather of
+   rounding to bfloat16. */
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+#define FASTNORM_IS_WIDE 1
+enum { FASTNORM_WIDE = 16 }; /* elements at a time */
+
+static inline void fastnorm_read_halves(const void *from, float *to)
+{
+    _mm512_storeu_ps(to, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from)));
+}
+
+static inline void fastnorm_write_halves(const float *from, void *to)
+{
+    _mm256_storeu_si256((__m256i *)to, _mm512_cvtps_ph(_mm512_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT));
+}
+
+static inline void fastnorm_write_bfloats(const float *from, void *to)
+{
+    __m512 x = _mm512_loadu_ps(from);
+    __m512i bits = _mm512_castps_si512(x), last = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), last);
+    rounded = _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), bits, _mm512_set1_epi32(0x400000));
+    _mm256_storeu_si256((__m256i *)to, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+}
+#elif defined(__AVX2__) && defined(__F16C__)
+#define FASTNORM_IS_WIDE 1
+enum { FASTNORM_WIDE = 8 }; /* elements at a time */
+
+static inline void fastnorm_read_halves(const void *from, float *to)
+{
+    _mm256_storeu_ps(to, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from)));
+}
+
+static inline void fastnorm_write_halves(const float *from, void *to)
+{
+    _mm_storeu_si128((__m128i *)to, _mm256_cvtps_ph(_mm256_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT));
+}
+
+static inline void fastnorm_write_bfloats(const float *from, void *to)
+{
+    __m256 x = _mm256_loadu_ps(from);
+    __m256i bits = _mm256_castps_si256(x), last = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), last);
+    __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    rounded = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+    _mm_storeu_si128((__m128i *)to, _mm_packus_epi32(_mm256_castsi256_si128(rounded),
+                                                     _mm256_extracti128_si256(rounded, 1)));
+}
+#else
+#define FASTNORM_IS_WIDE 0
+#endif
+
 static inline void fastnorm_read_half_float(const void *from, ptrdiff_t stride, ptrdiff_t n, float *restrict to)
 {
     const char *p = (const char *)from;
-#if defined(__F16C__)
+#if FASTNORM_IS_WIDE
     if (stride == sizeof(fastnorm_half))
-        for (; n >= 8; n -= 8, p += 16, to += 8)
-            _mm256_storeu_ps(to, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)));
+        for (; n >= FASTNORM_WIDE; n -= FASTNORM_WIDE, p += 2 * FASTNORM_WIDE, to += FASTNORM_WIDE)
+            fastnorm_read_halves(p, to);
 #endif
     fastnorm_read_portable_half_float(p, stride, n, to);
 }
@@ -136,12 +188,23 @@ static inline void fastnorm_read_half_float(const void *from, ptrdiff_t stride, 
 static inline void fastnorm_write_half_float(const float *restrict from, ptrdiff_t n, void *to, ptrdiff_t stride)
 {
     char *p = (char *)to;
-#if defined(__F16C__)
+#if FASTNORM_IS_WIDE
     if (stride == sizeof(fastnorm_half))
-        for (; n >= 8; n -= 8, from += 8, p += 16)
-            _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(_mm256_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT));
+        for (; n >= FASTNORM_WIDE; n -= FASTNORM_WIDE, from += FASTNORM_WIDE, p += 2 * FASTNORM_WIDE)
+            fastnorm_write_halves(from, p);
 #endif
     fastnorm_write_portable_half_float(from, n, p, stride);
+}
+
+static inline void fastnorm_write_bfloat_float(const float *restrict from, ptrdiff_t n, void *to, ptrdiff_t stride)
+{
+    char *p = (char *)to;
+#if FASTNORM_IS_WIDE
+    if (stride == sizeof(fastnorm_bfloat))
+        for (; n >= FASTNORM_WIDE; n -= FASTNORM_WIDE, from += FASTNORM_WIDE, p += 2 * FASTNORM_WIDE)
+            fastnorm_write_bfloats(from, p);
+#endif
+    fastnorm_write_portable_bfloat_float(from, n, p, stride);
 }
 
 #endif
