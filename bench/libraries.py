@@ -60,6 +60,16 @@ def torch_layer_norm(arrays, case):
     return F.layer_norm(arrays["x"], arrays["gamma"].shape, arrays["gamma"], arrays["beta"])
 
 
+def torch_group_norm(arrays, case):
+    groups = case.options["num_groups"]
+    return F.group_norm(channels_second(arrays["x"], case), groups, arrays["gamma"], arrays["beta"])
+
+
+def torch_instance_norm(arrays, case):
+    x = channels_second(arrays["x"], case)
+    return F.instance_norm(x, weight=arrays["gamma"], bias=arrays["beta"])
+
+
 def torch_weight_norm(arrays, case):
     axis = case.options.get("axis", 0) % arrays["v"].ndim
     shape = [-1 if a == axis else 1 for a in range(arrays["v"].ndim)]
@@ -74,6 +84,8 @@ TORCH = {
     "batch_norm": torch_batch_norm,
     "batch_norm_forward": torch_batch_norm_forward,
     "layer_norm": torch_layer_norm,
+    "group_norm": torch_group_norm,
+    "instance_norm": torch_instance_norm,
     "weight_norm": torch_weight_norm,
     "affine": torch_affine,
 }
@@ -96,6 +108,6 @@ def bind_torch(operation, pass_, case, arrays):
         return lambda: forward(tensors, case)
     y = forward(tensors, case)
     dy = tensors["dy"]
-    if operation.name == "batch_norm":
+    if operation.name in ("batch_norm", "group_norm", "instance_norm"):
         dy = channels_second(dy, case)
     return lambda: torch.autograd.grad(y, inputs, dy, retain_graph=True)

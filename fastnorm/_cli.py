@@ -168,7 +168,7 @@ def bench(arguments: argparse.Namespace) -> int:
     threads = arguments.threads or fn.get_num_threads()
     say(BENCH_HEADER.format(threads=plural(threads, "thread"), isa=config["isa"]))
     say(
-        f"{'operation':<12} {'pass':<10} {'shape':<28} {'reference ms':>12} {'fastnorm ms':>12} "
+        f"{'operation':<14} {'pass':<10} {'shape':<28} {'reference ms':>12} {'fastnorm ms':>12} "
         f"{'speed-up':>9} {'GB/s':>7} {'error':>8}"
     )
     progress, rows = Progress(), []
@@ -187,7 +187,7 @@ def bench(arguments: argparse.Namespace) -> int:
                     progress.clear()
                     rows.append(row)
                     say(
-                        f"{row['operation']:<12} {row['pass']:<10} {row['shape']:<28} "
+                        f"{row['operation']:<14} {row['pass']:<10} {row['shape']:<28} "
                         f"{row['reference_ms']:>12.3f} {row['fastnorm_ms']:>12.3f} "
                         f"{row['speedup']:>8.1f}x {row['gb_per_s']:>7.1f} {row['error']:>8.1e}"
                     )

@@ -710,7 +710,9 @@ def _magnitude_group_norm(pass_: str, case: Case, arrays: Arrays) -> Arrays:
     }
 
 
-def _group_case(shape: tuple[int, ...], groups: int, *words: str, axis: int = 1, **more: Any) -> Case:
+def _group_case(
+    shape: tuple[int, ...], groups: int, *words: str, axis: int = 1, **more: Any
+) -> Case:
     options = {"num_groups": groups, "axis": axis} | more.pop("options", {})
     where = () if axis == 1 else ("axis", axis)
     return Case(_label(*words, shape, *where, "in", groups), shape, options, **more)
@@ -718,7 +720,7 @@ def _group_case(shape: tuple[int, ...], groups: int, *words: str, axis: int = 1,
 
 def _group_norm_cases() -> Iterator[Case]:
     for s in SIZES:
-        yield _group_case((2, 6, s), 2)
+        yield _group_case((3, 6, s), 2)
     for d in SIZES[:-2]:
         yield _group_case((2, 2 * d, 9), 2)
         yield _group_case((2, 2 * d), 2)
@@ -734,6 +736,8 @@ def _group_norm_cases() -> Iterator[Case]:
     for shape, groups, axis in (
         ((1, 600, 17), 1, 1),
         ((1, 600, 17), 2, 1),
+        ((1, 5000, 4), 1, 1),
+        ((1, 900, 20), 1, 1),
         ((1, 8, 50_021), 1, 1),
         ((1, 2, 200_003), 2, 1),
         ((1, 16, 150, 150), 4, 1),
@@ -790,7 +794,7 @@ def _instance_case(shape: tuple[int, ...], *words: str, axis: int = 1, **more: A
 
 def _instance_norm_cases() -> Iterator[Case]:
     for s in SIZES:
-        yield _instance_case((2, 3, s))
+        yield _instance_case((3, 3, s))
     for n in SIZES[1:]:
         yield _instance_case((2, n, 3), axis=-1)
     for c in SIZES[:-1]:
@@ -830,6 +834,7 @@ INSTANCE_NORM = Operation(
     bench_cases=(
         _instance_case((16, 64, 56, 56), "channels-first"),
         _instance_case((16, 56, 56, 64), "channels-last", axis=-1),
+        _instance_case((16, 32, 28, 28), "channels-first"),
     ),
 )
 

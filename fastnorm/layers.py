@@ -28,7 +28,17 @@ import numpy as np
 import fastnorm
 from fastnorm.affine import parameter_gradients
 
-__all__ = ["Affine", "BatchNorm", "Layer", "LayerNorm", "RMSNorm", "ReLU", "WeightNormAffine"]
+__all__ = [
+    "Affine",
+    "BatchNorm",
+    "GroupNorm",
+    "InstanceNorm",
+    "Layer",
+    "LayerNorm",
+    "RMSNorm",
+    "ReLU",
+    "WeightNormAffine",
+]
 
 
 class Layer:
@@ -329,6 +339,52 @@ class BatchNorm(_Normalization):
         options = self.stats | self.options | {"decay": self.decay, "ddof": self.ddof}
         training = not self.frozen
         return self._call("_forward", x, **self.params, **options, training=training, out=out)
+
+
+class GroupNorm(_Normalization):
+    """Group normalisation, ``num_channels`` in ``num_groups``; see `fastnorm.group_norm`.
+
+    It has no running statistics: training and inference compute the same. The other arguments are
+    those of `LayerNorm`; ``axis`` is the channel axis.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastnorm.layers import GroupNorm
+    >>> GroupNorm(2, 4, eps=0.0).forward(np.array([[1.0, 3.0, 10.0, 30.0]]))
+    array([[-1.,  1., -1.,  1.]])
+    """
+
+    op = "group_norm"
+
+    def __init__(
+        self, num_groups, num_channels, *, axis=1, affine=True, bias=True, eps=1e-5,
+        dtype=np.float32,
+    ):  # fmt: skip
+        options = {"num_groups": num_groups, "axis": axis, "eps": eps}
+        super().__init__(num_channels, affine, bias, dtype, **options)
+
+
+class InstanceNorm(_Normalization):
+    """Instance normalisation of ``num_channels`` channels; see `fastnorm.instance_norm`.
+
+    The other arguments are those of `GroupNorm`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastnorm.layers import InstanceNorm
+    >>> InstanceNorm(2, eps=0.0).forward(np.array([[[1.0, 3.0], [10.0, 30.0]]]))
+    array([[[-1.,  1.],
+            [-1.,  1.]]])
+    """
+
+    op = "instance_norm"
+
+    def __init__(
+        self, num_channels, *, axis=1, affine=True, bias=True, eps=1e-5, dtype=np.float32
+    ):
+        super().__init__(num_channels, affine, bias, dtype, axis=axis, eps=eps)
 
 
 class ReLU(Layer):

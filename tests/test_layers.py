@@ -12,7 +12,16 @@ import pytest
 
 import fastnorm as fn
 from fastnorm._registry import DTYPES
-from fastnorm.layers import Affine, BatchNorm, LayerNorm, ReLU, RMSNorm, WeightNormAffine
+from fastnorm.layers import (
+    Affine,
+    BatchNorm,
+    GroupNorm,
+    InstanceNorm,
+    LayerNorm,
+    ReLU,
+    RMSNorm,
+    WeightNormAffine,
+)
 from fastnorm.testing import numerical_gradient
 
 # How each layer is made, given further options, and the shape of its input.
@@ -35,6 +44,14 @@ LAYERS = {
     "batch-norm-axis": (lambda **o: BatchNorm(3, axis=-1, **o), (2, 2, 3)),
     "batch-norm-no-bias": (lambda **o: BatchNorm(5, bias=False, **o), (6, 5)),
     "batch-norm-no-affine": (lambda **o: BatchNorm(5, affine=False, **o), (6, 5)),
+    "group-norm": (lambda **o: GroupNorm(2, 4, **o), (3, 4, 5)),
+    "group-norm-2d": (lambda **o: GroupNorm(2, 6, **o), (3, 6)),
+    "group-norm-axis": (lambda **o: GroupNorm(2, 4, axis=-1, **o), (2, 3, 2, 4)),
+    "group-norm-no-bias": (lambda **o: GroupNorm(2, 4, bias=False, **o), (3, 4, 5)),
+    "group-norm-no-affine": (lambda **o: GroupNorm(2, 4, affine=False, **o), (3, 4, 5)),
+    "instance-norm": (lambda **o: InstanceNorm(4, **o), (3, 4, 5)),
+    "instance-norm-axis": (lambda **o: InstanceNorm(4, axis=-1, **o), (2, 3, 2, 4)),
+    "instance-norm-no-affine": (lambda **o: InstanceNorm(4, affine=False, **o), (3, 4, 5)),
     "relu": (lambda **o: ReLU(), (3, 5)),
 }
 
@@ -183,10 +200,10 @@ def by_functions(layer, x, dy):
         y, cache = fn.affine_forward(x, p["weight"], p.get("bias"))
         dx, dweight, dbias = fn.affine_backward(dy, cache)
         grads = {"weight": dweight, "bias": dbias}
-    elif isinstance(layer, LayerNorm):
-        inference = fn.layer_norm(x, **norm)
-        y, cache = fn.layer_norm_forward(x, **norm)
-        dx, dgamma, dbeta = fn.layer_norm_backward(dy, cache)
+    elif isinstance(layer, LayerNorm | GroupNorm | InstanceNorm):
+        inference = getattr(fn, layer.op)(x, **norm)
+        y, cache = getattr(fn, f"{layer.op}_forward")(x, **norm)
+        dx, dgamma, dbeta = getattr(fn, f"{layer.op}_backward")(dy, cache)
         grads = {"gamma": dgamma, "beta": dbeta}
     elif isinstance(layer, RMSNorm):
         del norm["beta"]

@@ -9,12 +9,12 @@ from fastnorm._kernels.arrays cimport FLOAT32, Dtype, real
 from fastnorm._kernels.blocks cimport ceil_div
 from fastnorm._kernels.columns cimport FLUSH, column_sums, column_weighted_sums
 from fastnorm._kernels.convert cimport write_run
-from fastnorm._kernels.operands cimport SCRATCH, SIDE, Operand, Scratch, load_block
+from fastnorm._kernels.operands cimport ROOM, SIDE, Operand, Scratch, load_block, room
 from fastnorm._kernels.vectors cimport Vector, store
 
 cdef enum:
     EIGHT = 8                   # rows that are added up among themselves
-    SUM_COLUMNS = SCRATCH // EIGHT
+    SUM_COLUMNS = ROOM // EIGHT
     THIN = 16                   # columns of a thin matrix, at most; the sums of a strip fill L1
     THIN_COLUMNS = 256
 
@@ -31,7 +31,7 @@ cdef inline void sum_strip(ColumnSums* t, Py_ssize_t column, real* scratch) noex
     cdef double totals[SUM_COLUMNS]
     cdef Py_ssize_t n = min(t.n - column, <Py_ssize_t> SUM_COLUMNS)
     cdef Py_ssize_t row = 0, j, more, stride, width = ceil_div(n, SIDE) * SIDE
-    cdef Py_ssize_t at_once = min(SCRATCH // width // EIGHT * EIGHT, <Py_ssize_t> FLUSH)
+    cdef Py_ssize_t at_once = room(t.x.turned, t.dtype) // width // EIGHT * EIGHT
     cdef const real* x
     for j in range(n):
         totals[j], sums[j] = 0, 0
@@ -53,9 +53,9 @@ cdef inline void sum_block(void* task, Py_ssize_t block) noexcept nogil:
     cdef ColumnSums* t = <ColumnSums*> task
     cdef Scratch scratch
     if t.dtype == FLOAT32:
-        sum_strip(t, block * SUM_COLUMNS, scratch.of_float)
+        sum_strip(t, block * SUM_COLUMNS, <float*> scratch.bytes)
     else:
-        sum_strip(t, block * SUM_COLUMNS, scratch.of_double)
+        sum_strip(t, block * SUM_COLUMNS, <double*> scratch.bytes)
 
 
 cdef struct ThinProduct:
@@ -110,6 +110,6 @@ cdef inline void thin_block(void* task, Py_ssize_t block) noexcept nogil:
     cdef Scratch a
     cdef Scratch b
     if t.dtype == FLOAT32:
-        thin_strip(t, block * t.columns, a.of_float, b.of_float)
+        thin_strip(t, block * t.columns, <float*> a.bytes, <float*> b.bytes)
     else:
-        thin_strip(t, block * t.columns, a.of_double, b.of_double)
+        thin_strip(t, block * t.columns, <double*> a.bytes, <double*> b.bytes)

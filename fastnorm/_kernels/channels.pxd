@@ -23,9 +23,9 @@ from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
 from fastnorm._kernels.blocks cimport ceil_div, threads_for
 from fastnorm._kernels.channels_columns cimport map_columns, reduce_columns
 from fastnorm._kernels.channels_planes cimport map_planes, reduce_planes, reduce_rows
-from fastnorm._kernels.channels_task cimport AHEAD, COEFFICIENTS, FEW, MAX_TILE, MIN_RUN
-from fastnorm._kernels.channels_task cimport MOMENTS, NO_REDUCTION, SQUARES, Block, Channels, Grid
-from fastnorm._kernels.channels_task cimport at_sample, block_at, mapped_view, plan_whole_tiles, range_count
+from fastnorm._kernels.channels_task cimport AHEAD, COEFFICIENTS, FEW, MAX_TILE, MIN_RUN, MOMENTS
+from fastnorm._kernels.channels_task cimport NO_REDUCTION, SQUARES, Block, Channels, Grid, at_sample
+from fastnorm._kernels.channels_task cimport block_at, mapped_view, plan_whole_tiles, range_count
 from fastnorm._kernels.channels_task cimport range_width
 from fastnorm._kernels.columns cimport STRIP
 from fastnorm._kernels.memory cimport streams
@@ -144,9 +144,9 @@ cdef inline void reduce_tile(Channels* t, Block b) noexcept nogil:
     cdef Scratch x
     cdef Scratch dy
     if t.dtype == FLOAT32:
-        reduce_typed(t, b, x.of_float, dy.of_float)
+        reduce_typed(t, b, <float*> x.bytes, <float*> dy.bytes)
     else:
-        reduce_typed(t, b, x.of_double, dy.of_double)
+        reduce_typed(t, b, <double*> x.bytes, <double*> dy.bytes)
 
 
 cdef inline void finish_channels(Channels* t, Block b) noexcept nogil:
@@ -177,9 +177,9 @@ cdef inline void map_tile(Channels* t, Block b) noexcept nogil:
     cdef Scratch source
     cdef Scratch y
     if t.dtype == FLOAT32:
-        map_typed(t, b, x.of_float, source.of_float, y.of_float)
+        map_typed(t, b, <float*> x.bytes, <float*> source.bytes, <float*> y.bytes)
     else:
-        map_typed(t, b, x.of_double, source.of_double, y.of_double)
+        map_typed(t, b, <double*> x.bytes, <double*> source.bytes, <double*> y.bytes)
 
 
 # The blocks of the phases: of all samples one after another.

@@ -7,10 +7,10 @@ from fastnorm._kernels.channels_task cimport SQUARES, Block, Channels
 from fastnorm._kernels.memory cimport Writer, flush, open_writer, place, prefetch
 from fastnorm._kernels.moments cimport Moments, chunk_centre, chunk_sums, merge_centred
 from fastnorm._kernels.moments cimport no_moments
-from fastnorm._kernels.operands cimport SCRATCH, SCRATCH_ROWS, load_block, result_block, store_block
+from fastnorm._kernels.operands cimport SCRATCH_ROWS, load_block, result_block, store_block
 from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, add_centred_sums, add_gradient_sums
-from fastnorm._kernels.rows cimport add_squares, clear, fold, row_gradient, row_scale_shift
-from fastnorm._kernels.rows cimport row_gradient_sums, row_sum, row_weighted_gradient
+from fastnorm._kernels.rows cimport add_squares, clear, fold, row_gradient, row_gradient_sums
+from fastnorm._kernels.rows cimport row_scale_shift, row_sum, row_weighted_gradient
 
 cdef inline Py_ssize_t piece_length(Channels* t, Py_ssize_t unit) noexcept nogil:
     return min(<Py_ssize_t> PIECE, t.s - unit % t.pieces * PIECE)
@@ -22,9 +22,11 @@ cdef inline Py_ssize_t piece_offset(
     return t.base + (unit // t.pieces * t.c + channel) * t.s + unit % t.pieces * PIECE
 
 
-cdef inline Py_ssize_t planes_at_once(Py_ssize_t channels, Py_ssize_t n) noexcept nogil:
+cdef inline Py_ssize_t planes_at_once(
+    Channels* t, Py_ssize_t channels, Py_ssize_t n
+) noexcept nogil:
     """Channels of which n elements each fit in scratch memory."""
-    return min(min(channels, SCRATCH // n), <Py_ssize_t> SCRATCH_ROWS)
+    return min(min(channels, t.room // n), <Py_ssize_t> SCRATCH_ROWS)
 
 
 cdef inline void reduce_planes(
@@ -56,7 +58,7 @@ cdef inline void reduce_planes(
         pending += length
         first = 0
         while first < channels:
-            some = planes_at_once(channels - first, length)
+            some = planes_at_once(t, channels - first, length)
             x = load_block(t.x, offset + first * t.s, t.s, some, length, x_scratch, &stride)
             if t.reduction == GRADIENT_SUMS:
                 dy = load_block(
@@ -109,7 +111,7 @@ cdef inline void reduce_rows(
     cdef const real* dy
     cdef Py_ssize_t channel = b.first_channel, some, stride, dy_stride, k
     while channel < b.last_channel:
-        some = planes_at_once(b.last_channel - channel, t.s)
+        some = planes_at_once(t, b.last_channel - channel, t.s)
         x = load_block(t.x, t.base + channel * t.s, t.s, some, t.s, x_scratch, &stride)
         if t.reduction == GRADIENT_SUMS:
             dy = load_block(t.dy, t.base + channel * t.s, t.s, some, t.s, dy_scratch, &dy_stride)
@@ -159,9 +161,10 @@ cdef inline void map_run(
 
 cdef inline void map_block_of_planes(
     Channels* t, Py_ssize_t index, Py_ssize_t channel, Py_ssize_t channels, Py_ssize_t n,
-    real* x_scratch, real* source_scratch, real* y_scratch, Writer* writer,
+    Py_ssize_t next_plane, real* x_scratch, real* source_scratch, real* y_scratch, Writer* writer,
 ) noexcept nogil:
-    """n elements of each of these channels, from `index` on."""
+    """n elements of each of these channels, from `index` on. The next plane of y is far away, and a
+    store reads the line that it writes to: next_plane says how far, or 0."""
     cdef Py_ssize_t x_stride = 0, stride, y_stride, k
     cdef const real* x = NULL
     cdef const real* source = load_block(
@@ -171,6 +174,8 @@ cdef inline void map_block_of_planes(
     if t.map != SCALE_SHIFT:
         x = load_block(t.x, index, t.s, channels, n, x_scratch, &x_stride)
     for k in range(channels):
+        if next_plane:
+            prefetch(y + k * y_stride + next_plane, n * sizeof(real))
         map_run(
             t, x + k * x_stride, source + k * stride, y + k * y_stride, n, channel + k, writer
         )
@@ -180,29 +185,23 @@ cdef inline void map_block_of_planes(
 cdef inline void map_planes(
     Channels* t, Block b, real* x_scratch, real* source_scratch, real* y_scratch
 ) noexcept nogil:
-    cdef Py_ssize_t sample = b.first_unit // t.pieces, start, stop, index, channel, some, n
+    cdef Py_ssize_t sample = b.first_unit // t.pieces, next_plane, start, stop, channel, some, n
+    cdef bint asks = t.direct and t.whole_tiles and not t.streams
     cdef Writer writer
     open_writer(&writer, t.streams, t.y.direct)
     while sample * t.pieces < b.last_unit:
         start = max(b.first_unit - sample * t.pieces, <Py_ssize_t> 0) * PIECE
         stop = min((b.last_unit - sample * t.pieces) * PIECE, t.s)
-        index = t.base + sample * t.c * t.s
+        next_plane = t.c * t.s if asks and (sample + 1) * t.pieces < b.last_unit else 0
         while start < stop:
             n = stop - start if t.direct else min(stop - start, <Py_ssize_t> PIECE)
             channel = b.first_channel
             while channel < b.last_channel:
-                some = 1 if t.direct else planes_at_once(b.last_channel - channel, n)
-                # The next plane of y is far away, and a store reads the line that it writes to.
-                if t.direct and not t.streams and t.whole_tiles and (
-                    (sample + 1) * t.pieces < b.last_unit
-                ):
-                    prefetch(
-                        <const real*> t.y.data + index + (t.c + channel) * t.s + start,
-                        n * sizeof(real),
-                    )
+                some = b.last_channel - channel
+                some = some if t.direct else planes_at_once(t, some, n)
                 map_block_of_planes(
-                    t, index + channel * t.s + start, channel, some, n,
-                    x_scratch, source_scratch, y_scratch, &writer,
+                    t, t.base + (sample * t.c + channel) * t.s + start, channel, some, n,
+                    next_plane, x_scratch, source_scratch, y_scratch, &writer,
                 )
                 channel += some
             start += n

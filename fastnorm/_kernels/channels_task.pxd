@@ -6,7 +6,7 @@ from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport BLOCK_BYTES, MAX_PARTIALS, ceil_div
 from fastnorm._kernels.columns cimport FOUR, STRIP
 from fastnorm._kernels.moments cimport Extent, rescue
-from fastnorm._kernels.operands cimport Operand, set_operand
+from fastnorm._kernels.operands cimport Operand, room, set_operand
 
 cdef enum:
     MIN_PLANE = 128             # elements: shorter planes are columns
@@ -83,6 +83,7 @@ cdef struct Channels:
     const Operand* source       # of SCALE_SHIFT: x or dy
     const Operand* y
     bint direct                 # so are all of these: see operands.pxd
+    Py_ssize_t room             # elements of a block of them
 
     bint planes
     Py_ssize_t repeats          # rows of the view in a row of columns
@@ -301,6 +302,7 @@ cdef inline void use_operands(Channels* t, const Operands* o) noexcept nogil:
     t.dy = NULL if o.dy.data == NULL else &o.dy
     t.source = t.x if t.dy == NULL else t.dy
     t.direct = o.x.direct and o.dy.direct and o.y.direct
+    t.room = room(o.x.turned or o.dy.turned or o.y.turned, t.dtype)
 
 
 # Coefficients

@@ -142,26 +142,43 @@ cdef inline void column_centred_sums(
         i += 1
 
 
-cdef inline real x_hat(
-    real x, const real* centre, const real* inverse, Py_ssize_t j
-) noexcept nogil:
-    return x * inverse[j] if centre == NULL else (x - centre[j]) * inverse[j]
-
-
 cdef inline void four_gradients(
     const real* b, Py_ssize_t b_stride, const real* a, Py_ssize_t stride, Py_ssize_t n,
     const real* centre, const real* inverse, real* restrict sums, real* restrict products,
 ) noexcept nogil:
     cdef Py_ssize_t j
     cdef real p, q, r, s
+    if centre == NULL:
+        for j in range(n):
+            p = b[j] * (a[j] * inverse[j])
+            q = b[j + b_stride] * (a[j + stride] * inverse[j])
+            r = b[j + 2 * b_stride] * (a[j + 2 * stride] * inverse[j])
+            s = b[j + 3 * b_stride] * (a[j + 3 * stride] * inverse[j])
+            products[j] += (p + q) + (r + s)
+        return
     for j in range(n):
-        p = b[j] * x_hat(a[j], centre, inverse, j)
-        q = b[j + b_stride] * x_hat(a[j + stride], centre, inverse, j)
-        r = b[j + 2 * b_stride] * x_hat(a[j + 2 * stride], centre, inverse, j)
-        s = b[j + 3 * b_stride] * x_hat(a[j + 3 * stride], centre, inverse, j)
-        if centre != NULL:
-            sums[j] += (b[j] + b[j + b_stride]) + (b[j + 2 * b_stride] + b[j + 3 * b_stride])
-        products[j] += (p + q) + (r + s)
+        p = (a[j] - centre[j]) * inverse[j]
+        q = (a[j + stride] - centre[j]) * inverse[j]
+        r = (a[j + 2 * stride] - centre[j]) * inverse[j]
+        s = (a[j + 3 * stride] - centre[j]) * inverse[j]
+        sums[j] += (b[j] + b[j + b_stride]) + (b[j + 2 * b_stride] + b[j + 3 * b_stride])
+        products[j] += (b[j] * p + b[j + b_stride] * q) + (
+            b[j + 2 * b_stride] * r + b[j + 3 * b_stride] * s
+        )
+
+
+cdef inline void one_gradient(
+    const real* b, const real* a, Py_ssize_t n, const real* centre, const real* inverse,
+    real* restrict sums, real* restrict products,
+) noexcept nogil:
+    cdef Py_ssize_t j
+    if centre == NULL:
+        for j in range(n):
+            products[j] += b[j] * (a[j] * inverse[j])
+        return
+    for j in range(n):
+        sums[j] += b[j]
+        products[j] += b[j] * ((a[j] - centre[j]) * inverse[j])
 
 
 cdef inline void column_gradient_sums(
@@ -171,7 +188,7 @@ cdef inline void column_gradient_sums(
 ) noexcept nogil:
     """sums += Σ_rows dy;  products += Σ_rows dy·x̂  with x̂ = (x - centre)·inverse. Where centre is
     NULL, x̂ = x·inverse, and the sums of dy are not wanted."""
-    cdef Py_ssize_t i = 0, j, k
+    cdef Py_ssize_t i = 0, j
     cdef const real* a
     cdef const real* b
     while i + 4 <= rows:
@@ -192,12 +209,9 @@ cdef inline void column_gradient_sums(
         )
         i += 4
     while i < rows:
-        a = x + i * stride
-        b = dy + i * dy_stride
-        for k in range(n):
-            if centre != NULL:
-                sums[k] += b[k]
-            products[k] += b[k] * x_hat(a[k], centre, inverse, k)
+        one_gradient(
+            dy + i * dy_stride, x + i * stride, n, centre, inverse, sums, products
+        )
         i += 1
 
 

@@ -9,9 +9,10 @@ a group, m = N·D·S. With D = 1 it is instance norm (Ulyanov et al., arXiv:1607
     dx = rstd·(h - Σh/m - x̂·Σ(h·x̂)/m)                       sums over N, the group and S
 
 Kept for the backward pass: mean and rstd, two numbers a group, in double. channels.pxd walks the
-view of each sample, or that of all of them, (1, B·C, S), where N = 1. Backward, and forward where a group does not lie in one piece (N > 1), reduce
-it by channels, and what is said of a group follows from its channels' numbers; else forward reduces
-a group as one channel of D·S elements.
+view of each sample, or that of all of them, (1, B·C, S), where N = 1. Backward, and forward where a
+group does not lie in one piece (N > 1), reduce it by channels, and what is said of a group follows
+from its channels' numbers; else forward reduces a group as one channel of D·S elements. Groups of
+short planes are rows of layer norm: group_norm_rows.pxd.
 """
 
 from libc.stdlib cimport free, malloc
@@ -19,7 +20,7 @@ from libc.string cimport memcpy
 
 cimport numpy as cnp
 
-from fastnorm._kernels.arrays cimport Dtype
+from fastnorm._kernels.arrays cimport FLOAT32, NONE, Dtype, data_of, itemsize_of, real
 from fastnorm._kernels.blocks cimport ceil_div, threads_for
 from fastnorm._kernels.channels cimport run
 from fastnorm._kernels.channels_task cimport CENTRE, FEW, GRADIENT_SUMS, INVERSE, MOMENTS
@@ -27,8 +28,12 @@ from fastnorm._kernels.channels_task cimport NO_REDUCTION, SCALE, SCALE_SHIFT, S
 from fastnorm._kernels.channels_task cimport WEIGHTED_GRADIENT, Channels, Operands, Reduction
 from fastnorm._kernels.channels_task cimport high_parts, plan_groups, rescue_channels
 from fastnorm._kernels.channels_task cimport set_coefficients, set_operands, use_operands
+from fastnorm._kernels.group_norm_rows cimport GroupRows, are_rows, backward_rows_of_groups
+from fastnorm._kernels.layer_norm_forward cimport forward_block
+from fastnorm._kernels.layer_norm_task cimport Task, set_group, set_view
+from fastnorm._kernels.memory cimport streams
 from fastnorm._kernels.moments cimport is_usable, reciprocal_std
-from fastnorm._kernels.operands cimport working_dtype
+from fastnorm._kernels.operands cimport set_operand, working_dtype
 from fastnorm._kernels.vectors cimport Vector, load, store, vector_of
 from fastnorm._pool cimport parallel_for
 
@@ -295,6 +300,69 @@ cdef int run_group_norm(
     return 0
 
 
+cdef inline void expand_typed(
+    Vector parameter, Py_ssize_t c, Py_ssize_t s, real* restrict values
+) noexcept nogil:
+    cdef double value
+    cdef Py_ssize_t i, j
+    for i in range(c):
+        load(parameter, i, 1, 0, &value)
+        for j in range(s):
+            values[i * s + j] = <real> value
+
+
+cdef inline void* expanded(Vector parameter, Dtype dtype, Py_ssize_t c, Py_ssize_t s) except? NULL:
+    """A value for each element of a channel, in x's type; NULL where the parameter is absent."""
+    cdef void* values
+    if parameter.dtype == NONE:
+        return NULL
+    values = malloc(c * s * itemsize_of(dtype))
+    if values == NULL:
+        raise MemoryError
+    if dtype == FLOAT32:
+        expand_typed(parameter, c, s, <float*> values)
+    else:
+        expand_typed(parameter, c, s, <double*> values)
+    return values
+
+
+cdef int run_rows(
+    GroupRows* rows, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y, Py_ssize_t batch,
+    Py_ssize_t num_groups, Py_ssize_t group, Py_ssize_t s, Vector gamma, Vector beta,
+    str function, int num_threads,
+) except -1:
+    """Forward, or backward where there is dy."""
+    cdef Task* t = &rows.task
+    cdef Py_ssize_t operands = 1 if dy is None else 2, num_bytes
+    cdef bint done = True
+    set_view(t, working_dtype(x), True, batch * num_groups, group * s)
+    set_operand(&t.x, x, t.dtype)
+    set_operand(&t.dy, dy, t.dtype)
+    set_operand(&t.y, y, t.dtype)
+    set_group(t, operands)
+    rows.s, t.period = s, num_groups
+    num_bytes = t.rows * t.n * itemsize_of(t.x.dtype)
+    num_threads = threads_for(num_bytes, num_threads)
+    t.streams = streams((operands + 1) * num_bytes)
+    t.gamma = t.beta = NULL
+    try:
+        t.gamma = expanded(gamma, t.dtype, num_groups * group, s)
+        t.beta = expanded(beta, t.dtype, num_groups * group, s)
+        with nogil:
+            if operands == 2:
+                done = backward_rows_of_groups(rows, num_threads)
+            else:
+                parallel_for(forward_block, t, ceil_div(t.rows, t.rows_per_block), num_threads)
+        if not done:
+            raise MemoryError
+    except MemoryError:
+        raise MemoryError(f"{function}: no memory for the parameters") from None
+    finally:
+        free(<void*> t.gamma)
+        free(<void*> t.beta)
+    return 0
+
+
 def forward(
     str function,
     cnp.ndarray x,              # IN (B, N, C, S)
@@ -311,9 +379,18 @@ def forward(
     cnp.ndarray rstd,           # OUT (B, num_groups) float64
     int num_threads,
 ):
+    cdef GroupRows rows
     cdef GroupNorm norm
     cdef Channels* t = &norm.channels
     cdef Dtype dtype = working_dtype(x)
+    if are_rows(n, s, c // num_groups):
+        rows.task.mean, rows.task.rstd = <double*> data_of(mean), <double*> data_of(rstd)
+        rows.task.eps = eps
+        run_rows(
+            &rows, x, None, y, batch, num_groups, c // num_groups, s, vector_of(gamma),
+            vector_of(beta), function, num_threads,
+        )
+        return
     plan_group_norm(
         &norm, NO_REDUCTION if n == 1 else MOMENTS, dtype, batch, n, c, s, num_groups
     )
@@ -346,8 +423,17 @@ def backward(
     cnp.ndarray dbeta,          # OUT (C,) or None
     int num_threads,
 ):
+    cdef GroupRows rows
     cdef GroupNorm norm
     cdef Channels* t = &norm.channels
+    if are_rows(n, s, c // num_groups):
+        rows.task.mean, rows.task.rstd = <double*> data_of(mean), <double*> data_of(rstd)
+        rows.task.dgamma, rows.task.dbeta = vector_of(dgamma), vector_of(dbeta)
+        run_rows(
+            &rows, x, dy, dx, batch, num_groups, c // num_groups, s, vector_of(gamma),
+            vector_of(None), function, num_threads,
+        )
+        return
     plan_group_norm(&norm, GRADIENT_SUMS, working_dtype(x), batch, n, c, s, num_groups)
     t.map, t.linear = WEIGHTED_GRADIENT, False
     t.prepare, t.finish, t.conclude = prepare_backward, keep, conclude_backward

@@ -23,7 +23,7 @@ from fastnorm._kernels.arrays cimport data_of, itemsize_of
 from fastnorm._kernels.blocks cimport ceil_div, threads_for
 from fastnorm._kernels.layer_norm_backward cimport backward_pieces, backward_whole_rows
 from fastnorm._kernels.layer_norm_forward cimport forward_block, forward_pieces
-from fastnorm._kernels.layer_norm_task cimport Task, is_cut, set_view
+from fastnorm._kernels.layer_norm_task cimport Task, is_cut, set_group, set_view
 from fastnorm._kernels.memory cimport streams
 from fastnorm._kernels.operands cimport set_operand, working_dtype
 from fastnorm._kernels.vectors cimport vector_of
@@ -51,6 +51,7 @@ def forward(
     set_view(&t, working_dtype(x), centred, rows, n)
     set_operand(&t.x, x, t.dtype)
     set_operand(&t.y, y, t.dtype)
+    set_group(&t, 1)
     t.eps = eps
     t.gamma, t.beta = data_of(gamma), data_of(beta)
     t.mean, t.rstd = <double*> data_of(mean), <double*> data_of(rstd)
@@ -86,6 +87,7 @@ def backward(
     set_operand(&t.x, x, t.dtype)
     set_operand(&t.dy, dy, t.dtype)
     set_operand(&t.y, dx, t.dtype)
+    set_group(&t, 2)
     t.gamma = data_of(gamma)
     t.mean, t.rstd = <double*> data_of(mean), <double*> data_of(rstd)
     t.dgamma, t.dbeta = vector_of(dgamma), vector_of(dbeta)

@@ -10,8 +10,8 @@ from libc.stdlib cimport calloc, free, malloc
 from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
 from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div
 from fastnorm._kernels.layer_norm_narrow cimport backward_narrow
-from fastnorm._kernels.layer_norm_task cimport FLUSH_ROWS, GROUP, NARROW, PIECE, RowMap, RowSums
-from fastnorm._kernels.layer_norm_task cimport Task, kept_map, piece_length, shifted
+from fastnorm._kernels.layer_norm_task cimport FLUSH_ROWS, MAX_GROUP, NARROW, PIECE, RowMap, RowSums
+from fastnorm._kernels.layer_norm_task cimport Task, kept_map, parameters_of, piece_length, shifted
 from fastnorm._kernels.memory cimport Writer, flush, open_writer, place, prefetch
 from fastnorm._kernels.operands cimport Scratch, load_block, result_block, store_block
 from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, LANES, TAIL, clear, fold, standard
@@ -59,7 +59,7 @@ cdef inline RowSums chunk_row_sums(
     Task* t, const real* x, const real* dy, Py_ssize_t start, Py_ssize_t n, RowMap m,
     Py_ssize_t ahead,
 ) noexcept nogil:
-    """Of n elements of a row from `start` on."""
+    """Of n elements of a row, whose parameters begin at `start`."""
     return row_sums(
         dy, x, shifted(<const real*> t.gamma, start), n,
         <real> m.high, <real> m.rstd, <real> m.shift, t.centred, ahead,
@@ -81,7 +81,7 @@ cdef inline RowSums piece_sums(
         offset, length = index * t.n + start, min(stop - start, <Py_ssize_t> CHUNK)
         x = load_block(&t.x, offset, length, 1, length, x_scratch, &stride)
         dy = load_block(&t.dy, offset, length, 1, length, dy_scratch, &stride)
-        chunk = chunk_row_sums(t, x, dy, start, length, m, 0)
+        chunk = chunk_row_sums(t, x, dy, parameters_of(t, index) + start, length, m, 0)
         total.h += chunk.h
         total.hx += chunk.hx
         start += length
@@ -111,7 +111,7 @@ cdef inline void gradients(
     Task* t, const real* x, const real* dy, real* dx, real* dgamma, real* dbeta,
     Py_ssize_t start, Py_ssize_t n, RowMap m, RowSums sums, Writer* writer, Py_ssize_t ahead,
 ) noexcept nogil:
-    """The same for n elements of a row from `start` on."""
+    """The same for n elements of a row, whose parameters begin at `start`."""
     cdef Py_ssize_t i = 0, length
     cdef real* target
     cdef real mean_h = <real> (sums.h / t.n), mean_hx = <real> (sums.hx / t.n)
@@ -139,7 +139,8 @@ cdef inline void chunk_gradients(
     cdef const real* dy = load_block(&t.dy, offset, n, 1, n, dy_scratch, &stride)
     cdef real* dx = result_block(&t.y, offset, n, n, dx_scratch, &stride)
     gradients(
-        t, x, dy, dx, dgamma, dbeta, start, n, kept_map(t, index), sums, writer, 0
+        t, x, dy, dx, dgamma, dbeta, parameters_of(t, index) + start, n, kept_map(t, index), sums,
+        writer, 0,
     )
     store_block(&t.y, offset, n, 1, n, dx, stride, writer)
 
@@ -155,12 +156,13 @@ cdef inline void flush_sums(
 
 
 cdef inline void backward_group(
-    Task* t, Py_ssize_t index, Py_ssize_t count, real* dgamma, real* dbeta,
+    Task* t, Py_ssize_t index, Py_ssize_t count, real* dgamma, real* dbeta, Py_ssize_t step,
     real* x_scratch, real* dy_scratch, real* dx_scratch, Writer* writer,
 ) noexcept nogil:
-    """`count` rows of a chunk at most."""
-    cdef RowSums sums[GROUP]
-    cdef RowMap maps[GROUP]
+    """`count` rows of a chunk at most. From one row's parameter gradients to the next it is `step`
+    elements."""
+    cdef RowSums sums[MAX_GROUP]
+    cdef RowMap maps[MAX_GROUP]
     cdef Py_ssize_t offset = index * t.n, ahead = 0, k, x_stride, dy_stride, dx_stride
     cdef const real* x = load_block(&t.x, offset, t.n, count, t.n, x_scratch, &x_stride)
     cdef const real* dy = load_block(&t.dy, offset, t.n, count, t.n, dy_scratch, &dy_stride)
@@ -170,12 +172,14 @@ cdef inline void backward_group(
     for k in range(count):
         maps[k] = kept_map(t, index + k)
         sums[k] = chunk_row_sums(
-            t, x + k * x_stride, dy + k * dy_stride, 0, t.n, maps[k], ahead
+            t, x + k * x_stride, dy + k * dy_stride, parameters_of(t, index + k), t.n, maps[k],
+            ahead,
         )
     for k in range(count):
         gradients(
-            t, x + k * x_stride, dy + k * dy_stride, dx + k * dx_stride, dgamma, dbeta,
-            0, t.n, maps[k], sums[k], writer, ahead,
+            t, x + k * x_stride, dy + k * dy_stride, dx + k * dx_stride,
+            dgamma + k * step, dbeta + k * step, parameters_of(t, index + k), t.n,
+            maps[k], sums[k], writer, ahead,
         )
     store_block(&t.y, offset, t.n, count, t.n, dx, dx_stride, writer)
 
@@ -206,10 +210,10 @@ cdef inline void backward_rows(
 ) noexcept nogil:
     cdef Py_ssize_t count, unflushed = 0
     while index < last:
-        count = min(max(t.group // 2, <Py_ssize_t> 1), last - index)  # of x and of dy
+        count = min(t.group, last - index)
         if t.n <= CHUNK:
             backward_group(
-                t, index, count, sums, sums + t.n, x_scratch, dy_scratch, dx_scratch, writer
+                t, index, count, sums, sums + t.n, 0, x_scratch, dy_scratch, dx_scratch, writer
             )
         else:
             backward_long_row(
@@ -249,12 +253,12 @@ cdef inline void backward_block(void* task, Py_ssize_t block) noexcept nogil:
     if t.dtype == FLOAT32:
         backward_typed(
             t, first, last, partial, <float*> t.sums + offset,
-            x.of_float, dy.of_float, dx.of_float,
+            <float*> x.bytes, <float*> dy.bytes, <float*> dx.bytes,
         )
     else:
         backward_typed(
             t, first, last, partial, <double*> t.sums + offset,
-            x.of_double, dy.of_double, dx.of_double,
+            <double*> x.bytes, <double*> dy.bytes, <double*> dx.bytes,
         )
 
 
@@ -295,9 +299,9 @@ cdef inline void sums_block(void* task, Py_ssize_t block) noexcept nogil:
     cdef Scratch x
     cdef Scratch dy
     if t.dtype == FLOAT32:
-        t.row_sums[block] = piece_sums(t, index, piece, x.of_float, dy.of_float)
+        t.row_sums[block] = piece_sums(t, index, piece, <float*> x.bytes, <float*> dy.bytes)
     else:
-        t.row_sums[block] = piece_sums(t, index, piece, x.of_double, dy.of_double)
+        t.row_sums[block] = piece_sums(t, index, piece, <double*> x.bytes, <double*> dy.bytes)
 
 
 cdef inline void column_gradients(
@@ -333,9 +337,9 @@ cdef inline void columns_block(void* task, Py_ssize_t block) noexcept nogil:
     cdef Scratch dy
     cdef Scratch dx
     if t.dtype == FLOAT32:
-        column_gradients(t, block * CHUNK, x.of_float, dy.of_float, dx.of_float)
+        column_gradients(t, block * CHUNK, <float*> x.bytes, <float*> dy.bytes, <float*> dx.bytes)
     else:
-        column_gradients(t, block * CHUNK, x.of_double, dy.of_double, dx.of_double)
+        column_gradients(t, block * CHUNK, <double*> x.bytes, <double*> dy.bytes, <double*> dx.bytes)
 
 
 cdef inline bint backward_pieces(Task* t, int num_threads) noexcept nogil:

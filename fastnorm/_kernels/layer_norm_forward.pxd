@@ -5,8 +5,9 @@ from libc.stdlib cimport free, malloc
 
 from fastnorm._kernels.arrays cimport FLOAT32, real
 from fastnorm._kernels.layer_norm_narrow cimport forward_narrow
-from fastnorm._kernels.layer_norm_task cimport GROUP, NARROW, PIECE, RowMap, Task
-from fastnorm._kernels.layer_norm_task cimport finish_statistics, piece_length, row_map, shifted
+from fastnorm._kernels.layer_norm_task cimport MAX_GROUP, NARROW, PIECE, RowMap, Task
+from fastnorm._kernels.layer_norm_task cimport finish_statistics, parameters_of, piece_length
+from fastnorm._kernels.layer_norm_task cimport row_map, shifted
 from fastnorm._kernels.memory cimport Writer, flush, open_writer, place
 from fastnorm._kernels.moments cimport Moments, chunk_centre, chunk_squares, chunk_sums, merge
 from fastnorm._kernels.moments cimport merge_chunk, no_moments
@@ -21,8 +22,8 @@ cdef inline void group_statistics(
 ) noexcept nogil:
     """Of rows of a chunk at most. One pass over all of them, then the other: each row's passes wait
     for one another, those of different rows do not."""
-    cdef real centres[GROUP]
-    cdef double m2[GROUP]
+    cdef real centres[MAX_GROUP]
+    cdef double m2[MAX_GROUP]
     cdef double total
     cdef Py_ssize_t k
     if not t.centred:
@@ -63,7 +64,7 @@ cdef inline Moments piece_moments(
 cdef inline void normalize(
     Task* t, const real* x, real* y, Py_ssize_t start, Py_ssize_t n, RowMap m, Writer* writer
 ) noexcept nogil:
-    """n elements of a row from `start` on."""
+    """n elements of a row, whose parameters begin at `start`."""
     cdef const real* gamma = shifted(<const real*> t.gamma, start)
     cdef const real* beta = shifted(<const real*> t.beta, start)
     cdef Py_ssize_t i = 0, length
@@ -82,8 +83,8 @@ cdef inline void forward_rows(
     Task* t, Py_ssize_t index, Py_ssize_t last, real* x_scratch, real* y_scratch, Writer* writer
 ) noexcept nogil:
     """Rows of a chunk at most, a group at a time."""
-    cdef double mean[GROUP]
-    cdef double rstd[GROUP]
+    cdef double mean[MAX_GROUP]
+    cdef double rstd[MAX_GROUP]
     cdef Py_ssize_t k, offset, count, ahead, x_stride, y_stride
     cdef const real* x
     cdef real* y
@@ -96,7 +97,8 @@ cdef inline void forward_rows(
         group_statistics(t, x, x_stride, index, count, ahead, mean, rstd)
         for k in range(count):
             normalize(
-                t, x + k * x_stride, y + k * y_stride, 0, t.n, row_map(t, mean[k], rstd[k]), writer
+                t, x + k * x_stride, y + k * y_stride, parameters_of(t, index + k), t.n,
+                row_map(t, mean[k], rstd[k]), writer,
             )
         store_block(&t.y, offset, t.n, count, t.n, y, y_stride, writer)
         index += count
@@ -115,7 +117,7 @@ cdef inline void normalize_long(
         offset = index * t.n + start
         x = load_block(&t.x, offset, length, 1, length, x_scratch, &stride)
         y = result_block(&t.y, offset, length, length, y_scratch, &stride)
-        normalize(t, x, y, start, length, m, writer)
+        normalize(t, x, y, parameters_of(t, index) + start, length, m, writer)
         store_block(&t.y, offset, length, 1, length, y, stride, writer)
         start += length
 
@@ -142,7 +144,7 @@ cdef inline void forward_typed(
 ) noexcept nogil:
     cdef Writer writer
     open_writer(&writer, t.streams, t.y.direct)
-    if t.n < NARROW:
+    if t.n < NARROW and t.period == 1:
         forward_narrow(t, first, last, x_scratch, y_scratch, &writer)
     elif t.n <= CHUNK:
         forward_rows(t, first, last, x_scratch, y_scratch, &writer)
@@ -158,9 +160,9 @@ cdef inline void forward_block(void* task, Py_ssize_t block) noexcept nogil:
     cdef Scratch x
     cdef Scratch y
     if t.dtype == FLOAT32:
-        forward_typed(t, first, last, x.of_float, y.of_float)
+        forward_typed(t, first, last, <float*> x.bytes, <float*> y.bytes)
     else:
-        forward_typed(t, first, last, x.of_double, y.of_double)
+        forward_typed(t, first, last, <double*> x.bytes, <double*> y.bytes)
 
 
 cdef inline void moments_block(void* task, Py_ssize_t block) noexcept nogil:
@@ -170,9 +172,9 @@ cdef inline void moments_block(void* task, Py_ssize_t block) noexcept nogil:
     cdef Py_ssize_t start = piece * PIECE, length = piece_length(t, piece)
     cdef Scratch x
     if t.dtype == FLOAT32:
-        t.moments[block] = piece_moments(t, index, start, length, x.of_float)
+        t.moments[block] = piece_moments(t, index, start, length, <float*> x.bytes)
     else:
-        t.moments[block] = piece_moments(t, index, start, length, x.of_double)
+        t.moments[block] = piece_moments(t, index, start, length, <double*> x.bytes)
 
 
 cdef inline void normalize_block(void* task, Py_ssize_t block) noexcept nogil:
@@ -186,9 +188,9 @@ cdef inline void normalize_block(void* task, Py_ssize_t block) noexcept nogil:
     cdef Writer writer
     open_writer(&writer, t.streams, t.y.direct)
     if t.dtype == FLOAT32:
-        normalize_long(t, index, start, length, m, x.of_float, y.of_float, &writer)
+        normalize_long(t, index, start, length, m, <float*> x.bytes, <float*> y.bytes, &writer)
     else:
-        normalize_long(t, index, start, length, m, x.of_double, y.of_double, &writer)
+        normalize_long(t, index, start, length, m, <double*> x.bytes, <double*> y.bytes, &writer)
     flush(&writer)
 
 

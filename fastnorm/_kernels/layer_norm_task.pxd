@@ -5,12 +5,14 @@ from libc.math cimport sqrt
 from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport ceil_div, rows_per_block
 from fastnorm._kernels.moments cimport Extent, Moments, is_usable, rescue
-from fastnorm._kernels.operands cimport Operand
+from fastnorm._kernels.operands cimport Operand, room
+from fastnorm._kernels.rows cimport CHUNK
 from fastnorm._kernels.vectors cimport Vector
 
 cdef enum:
-    GROUP = 16                  # rows, at most, that go through the passes together
-    GROUP_BYTES = 16384         # and bytes of them: half of L1
+    MAX_GROUP = 64              # rows, at most, that go through the passes together,
+    GROUP = 16                  # and of arrays that are not turned
+    GROUP_BYTES = 16384         # and bytes of these: half of L1
     NARROW = 64                 # shorter rows become columns,
     SIDE_BY_SIDE = 32           # so many of them
     PIECE = 16384               # elements of a long row
@@ -41,8 +43,9 @@ cdef struct Task:
     Operand x                   # (M, N)
     Operand dy                  # (M, N)
     Operand y                   # (M, N), y or dx
-    const void* gamma           # (N,) or NULL
-    const void* beta            # (N,) or NULL
+    Py_ssize_t period           # rows with parameters of their own, which the next rows share
+    const void* gamma           # (period, N) or NULL
+    const void* beta            # (period, N) or NULL
     double eps
     double* mean                # (M,) or NULL
     double* rstd                # (M,) or NULL
@@ -59,12 +62,20 @@ cdef inline void set_view(
     Task* t, Dtype dtype, bint centred, Py_ssize_t rows, Py_ssize_t n
 ) noexcept nogil:
     t.dtype, t.centred = dtype, centred
-    t.rows, t.n = rows, n
+    t.rows, t.n, t.period = rows, n, 1
     t.pieces = ceil_div(n, PIECE)
     t.rows_per_block = rows_per_block(rows, n * itemsize_of(dtype))
-    t.group = max(
-        min(GROUP_BYTES // (n * itemsize_of(dtype)), <Py_ssize_t> GROUP), <Py_ssize_t> 1
-    )
+
+
+cdef inline void set_group(Task* t, Py_ssize_t operands) noexcept nogil:
+    """For passes that read so many arrays."""
+    cdef Py_ssize_t row_bytes = operands * t.n * itemsize_of(t.dtype)
+    t.group = min(GROUP_BYTES // row_bytes, <Py_ssize_t> GROUP)
+    if t.x.turned or t.y.turned or (operands > 1 and t.dy.turned):
+        t.group = min(room(True, t.dtype) // t.n, <Py_ssize_t> MAX_GROUP)
+    if t.n > CHUNK:  # rows that go through the passes chunk by chunk
+        t.group = 1
+    t.group = max(t.group, <Py_ssize_t> 1)
 
 
 cdef inline bint is_cut(Task* t) noexcept nogil:
@@ -73,6 +84,11 @@ cdef inline bint is_cut(Task* t) noexcept nogil:
 
 cdef inline Py_ssize_t piece_length(Task* t, Py_ssize_t piece) noexcept nogil:
     return min(<Py_ssize_t> PIECE, t.n - piece * PIECE)
+
+
+cdef inline Py_ssize_t parameters_of(Task* t, Py_ssize_t index) noexcept nogil:
+    """Where those of a row begin."""
+    return 0 if t.period == 1 else index % t.period * t.n
 
 
 cdef inline const real* shifted(const real* parameter, Py_ssize_t offset) noexcept nogil:
@@ -84,7 +100,7 @@ cdef inline void finish_statistics(
     double* restrict rstd,
 ) noexcept nogil:
     """Of `count` rows at once, so that roots and quotients are those of vectors."""
-    cdef double var[SIDE_BY_SIDE]
+    cdef double var[MAX_GROUP]
     cdef Extent row
     cdef Py_ssize_t k
     for k in range(count):

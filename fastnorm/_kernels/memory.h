@@ -45,12 +45,11 @@ typedef struct {
 } fastnorm_sink;
 
 /* Memory for a block of an array that is strided or of another type: see operands.pxd. */
-#define FASTNORM_SCRATCH_ROWS 16
-#define FASTNORM_SCRATCH 4096
+#define FASTNORM_SCRATCH 65536 /* bytes of elements, and what lets each of its rows begin on a line */
+#define FASTNORM_SCRATCH_ROWS 64
 
-typedef union {
-    _Alignas(FASTNORM_LINE) float of_float[FASTNORM_SCRATCH + 16 * FASTNORM_SCRATCH_ROWS]; /* rows begin on lines */
-    _Alignas(FASTNORM_LINE) double of_double[FASTNORM_SCRATCH + 16 * FASTNORM_SCRATCH_ROWS];
+typedef struct {
+    _Alignas(FASTNORM_LINE) char bytes[FASTNORM_SCRATCH + FASTNORM_SCRATCH_ROWS * 2 * FASTNORM_LINE];
 } fastnorm_scratch;
 
 /* A copy to the begin of a cache line, whose whole lines go to memory without being read first. The pool issues the

@@ -139,7 +139,7 @@ cdef inline void scaled_sums(
 ) noexcept nogil:
     """Σd and Σd², d = x·scale - centre"""
     cdef double values[FEW_ELEMENTS]
-    cdef double d
+    cdef double d, sum_of_few, squares_of_few
     cdef Py_ssize_t i, j, k, n
     total[0], squares[0] = 0, 0
     for i in range(e.planes):
@@ -147,10 +147,13 @@ cdef inline void scaled_sums(
         while j < e.s:
             n = min(e.s - j, <Py_ssize_t> FEW_ELEMENTS)
             read_elements(x, e.first + i * e.step + j, n, values)
+            sum_of_few, squares_of_few = 0, 0
             for k in range(n):
                 d = values[k] * scale - centre
-                total[0] += d
-                squares[0] += d * d
+                sum_of_few += d
+                squares_of_few += d * d
+            total[0] += sum_of_few
+            squares[0] += squares_of_few
             j += n
 
 

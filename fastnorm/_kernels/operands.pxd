@@ -25,14 +25,14 @@ cdef extern from "transpose.h" nogil:
 
 cdef extern from "memory.h" nogil:
     enum:
-        SCRATCH "FASTNORM_SCRATCH"              # elements of a block, at most,
+        SCRATCH "FASTNORM_SCRATCH"              # bytes of a block, at most,
         SCRATCH_ROWS "FASTNORM_SCRATCH_ROWS"    # in as many rows
     ctypedef struct Scratch "fastnorm_scratch":
-        float* of_float
-        double* of_double
+        char bytes[65536]
 
 cdef enum:
     MAX_AXES = 64               # NumPy's limit
+    ROOM = 4096                 # elements of a block that stays in L1
     SIDE = 16                   # of the tiles in which rows and columns change places
 
 
@@ -40,6 +40,7 @@ cdef struct Operand:
     char* data
     Dtype dtype
     bint direct                 # blocks are pointers into it
+    bint turned                 # the elements of a row are further apart than those of a column
     int axes
     Py_ssize_t size[MAX_AXES]   # without axes of one element, and adjacent ones as one where they
     Py_ssize_t stride[MAX_AXES]  # are so in memory; in bytes
@@ -50,11 +51,26 @@ cdef inline Dtype working_dtype(cnp.ndarray x) noexcept:
     return FLOAT64 if dtype_of(x) == FLOAT64 else FLOAT32
 
 
+cdef inline bint is_turned(const Operand* o) noexcept nogil:
+    cdef int i
+    for i in range(o.axes - 1):
+        if llabs(o.stride[i]) < llabs(o.stride[o.axes - 1]):
+            return True
+    return False
+
+
+cdef inline Py_ssize_t room(bint turned, Dtype dtype) noexcept nogil:
+    """Elements of a block of a certain type. In a turned array it has to be wide to be read, and
+    written, by more than single cache lines."""
+    return SCRATCH // itemsize_of(dtype) if turned else <Py_ssize_t> ROOM
+
+
 cdef inline void set_operand(Operand* o, cnp.ndarray array, Dtype working) noexcept:
     """An array with its axes in the order of the view, or None."""
     cdef int i, last = -1
     cdef Py_ssize_t size, stride
-    o.data, o.dtype, o.direct = <char*> data_of(array), dtype_of(array), True
+    o.data, o.dtype = <char*> data_of(array), dtype_of(array)
+    o.direct, o.turned = True, False
     o.axes, o.size[0], o.stride[0] = 1, 1, itemsize_of(o.dtype)
     if array is None:
         return
@@ -69,6 +85,7 @@ cdef inline void set_operand(Operand* o, cnp.ndarray array, Dtype working) noexc
             o.size[last] = size
         o.stride[last] = stride
     o.axes = max(last + 1, 1)
+    o.turned = is_turned(o)
     o.direct = (
         o.dtype == working and o.axes == 1 and o.stride[0] == itemsize_of(working)
         and <uintptr_t> o.data % itemsize_of(working) == 0

@@ -14,6 +14,13 @@ from fastnorm._kernels.memory cimport prefetch
 cdef extern from "lanes.h" nogil:
     double fold_float "fastnorm_fold_float"(const float* lanes)
     double fold_double "fastnorm_fold_double"(const double* lanes)
+    void eight_products_float "fastnorm_eight_products_float"(
+        const float* dy, const float* x, float centre, float inverse, float* sums, float* products
+    )
+    void eight_products_double "fastnorm_eight_products_double"(
+        const double* dy, const double* x, double centre, double inverse, double* sums,
+        double* products
+    )
 
 cdef enum:
     LANES = 32
@@ -162,9 +169,10 @@ cdef inline void gradient_sums(
                 b[j] += dy[i + j] * (x[i + j] * inverse)
         i += LANES
     while i + TAIL <= n:
-        for j in range(TAIL):
-            a[j] += dy[i + j]
-            b[j] += dy[i + j] * ((x[i + j] - centre) * inverse)
+        if real is float:
+            eight_products_float(dy + i, x + i, centre, inverse, a, b)
+        else:
+            eight_products_double(dy + i, x + i, centre, inverse, a, b)
         i += TAIL
     while i < n:
         a[LANES] += dy[i]

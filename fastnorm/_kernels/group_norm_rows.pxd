@@ -1,0 +1,145 @@
+"""Groups that lie in one piece and whose planes are short: rows of D·S elements, normalised as
+layer norm does it, where gamma and beta, a value for each element, come again with every sample.
+
+Backward is cut into ranges of samples by tiles of groups. A block adds up the parameter gradients
+of its tile over its samples; the ranges depend on the shape alone and are added in their order.
+"""
+
+from libc.stdlib cimport calloc, free
+
+from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
+from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div, threads_for
+from fastnorm._kernels.layer_norm_backward cimport backward_group, backward_long_row, flush_sums
+from fastnorm._kernels.layer_norm_task cimport FLUSH_ROWS, PIECE, Task
+from fastnorm._kernels.memory cimport Writer, flush, open_writer
+from fastnorm._kernels.operands cimport Scratch
+from fastnorm._kernels.rows cimport CHUNK
+from fastnorm._kernels.vectors cimport Vector, store
+from fastnorm._pool cimport parallel_for
+
+cdef enum:
+    MIN_SINGLE_PLANE = 32       # elements: a sum over fewer is mostly overhead
+    MIN_GROUP_PLANE = 64        # the same where several planes make a row
+    TILE = 1024                 # elements of a sample that a block takes at least
+
+
+cdef inline bint are_rows(Py_ssize_t n, Py_ssize_t s, Py_ssize_t group) noexcept nogil:
+    """Of the shape of a sample alone, which says what its bits are."""
+    cdef Py_ssize_t least = MIN_SINGLE_PLANE if group == 1 else MIN_GROUP_PLANE
+    return n == 1 and s < least and group * s <= PIECE
+
+
+cdef struct GroupRows:
+    Task task                   # rows are groups: period of them in a sample
+    Py_ssize_t s                # elements of a channel
+    Py_ssize_t groups_per_tile, tiles
+    Py_ssize_t samples_per_range, ranges
+    double* partials            # (ranges, 2, C·S): dgamma and dbeta by element
+    void* sums                  # the same of at most FLUSH_ROWS samples, in x's type
+
+
+cdef inline void add_samples(
+    GroupRows* g, Py_ssize_t range_, Py_ssize_t tile, real* sums,
+    real* x_scratch, real* dy_scratch, real* dx_scratch,
+) noexcept nogil:
+    cdef Task* t = &g.task
+    cdef Py_ssize_t width = t.period * t.n
+    cdef Py_ssize_t first = tile * g.groups_per_tile
+    cdef Py_ssize_t last = min(first + g.groups_per_tile, t.period)
+    cdef Py_ssize_t sample = range_ * g.samples_per_range, unflushed = 0
+    cdef Py_ssize_t stop = min(sample + g.samples_per_range, t.rows // t.period)
+    cdef Py_ssize_t group, count, index
+    cdef double* partial = g.partials + 2 * range_ * width
+    cdef real* dgamma = sums + 2 * range_ * width
+    cdef real* dbeta = dgamma + width
+    cdef Writer writer
+    open_writer(&writer, t.streams, t.y.direct)
+    while sample < stop:
+        group = first
+        while group < last:
+            count = min(last - group, t.group)
+            index = sample * t.period + group
+            if t.n <= CHUNK:
+                backward_group(
+                    t, index, count, dgamma + group * t.n, dbeta + group * t.n, t.n,
+                    x_scratch, dy_scratch, dx_scratch, &writer,
+                )
+            else:
+                backward_long_row(
+                    t, index, dgamma + group * t.n, dbeta + group * t.n,
+                    x_scratch, dy_scratch, dx_scratch, &writer,
+                )
+            group += count
+        sample += 1
+        unflushed += 1
+        if unflushed == FLUSH_ROWS or sample == stop:
+            flush_sums(partial + first * t.n, dgamma + first * t.n, (last - first) * t.n)
+            flush_sums(partial + width + first * t.n, dbeta + first * t.n, (last - first) * t.n)
+            unflushed = 0
+    flush(&writer)
+
+
+cdef inline void samples_block(void* task, Py_ssize_t block) noexcept nogil:
+    cdef GroupRows* g = <GroupRows*> task
+    cdef Py_ssize_t range_ = block // g.tiles, tile = block % g.tiles
+    cdef Scratch x
+    cdef Scratch dy
+    cdef Scratch dx
+    if g.task.dtype == FLOAT32:
+        add_samples(
+            g, range_, tile, <float*> g.sums, <float*> x.bytes, <float*> dy.bytes,
+            <float*> dx.bytes,
+        )
+    else:
+        add_samples(
+            g, range_, tile, <double*> g.sums, <double*> x.bytes, <double*> dy.bytes,
+            <double*> dx.bytes,
+        )
+
+
+cdef inline void store_gradient(
+    GroupRows* g, Vector gradient, Py_ssize_t channel, const double* partials
+) noexcept nogil:
+    """Of one channel: its elements in all ranges."""
+    cdef Py_ssize_t range_, i
+    cdef double total = 0
+    for range_ in range(g.ranges):
+        for i in range(g.s):
+            total += partials[2 * range_ * g.task.period * g.task.n + channel * g.s + i]
+    store(gradient, channel, 1, &total)
+
+
+cdef inline void gradients_block(void* task, Py_ssize_t tile) noexcept nogil:
+    cdef GroupRows* g = <GroupRows*> task
+    cdef Task* t = &g.task
+    cdef Py_ssize_t group = t.n // g.s, channel
+    cdef Py_ssize_t last = min((tile + 1) * g.groups_per_tile, t.period) * group
+    for channel in range(tile * g.groups_per_tile * group, last):
+        store_gradient(g, t.dgamma, channel, g.partials)
+        store_gradient(g, t.dbeta, channel, g.partials + t.period * t.n)
+
+
+cdef inline bint backward_rows_of_groups(GroupRows* g, int num_threads) noexcept nogil:
+    """False: no memory."""
+    cdef Task* t = &g.task
+    cdef Py_ssize_t samples = t.rows // t.period, width = t.period * t.n
+    cdef bint has_memory
+    g.groups_per_tile = min(ceil_div(TILE, t.n), t.period)
+    g.tiles = ceil_div(t.period, g.groups_per_tile)
+    g.samples_per_range = max(
+        <Py_ssize_t> FLUSH_ROWS,
+        ceil_div(samples, max(MAX_PARTIALS // g.tiles, <Py_ssize_t> 1)),
+    )
+    g.ranges = ceil_div(samples, g.samples_per_range)
+    g.partials = <double*> calloc(g.ranges * 2 * width, sizeof(double))
+    g.sums = calloc(g.ranges * 2 * width, itemsize_of(t.dtype))
+    has_memory = g.partials != NULL and g.sums != NULL
+    if has_memory:
+        parallel_for(samples_block, g, g.ranges * g.tiles, num_threads)
+        parallel_for(
+            gradients_block, g, g.tiles,
+            threads_for(g.ranges * 2 * width * sizeof(double), num_threads),
+        )
+    free(g.partials)
+    free(g.sums)
+    return has_memory
