@@ -93,12 +93,14 @@ cpdef cnp.ndarray statistic(function, name, value, tuple shape):
 
 
 cpdef cnp.ndarray running(function, name, value, tuple shape, bint written):
-    """A running statistic, which training updates in place."""
+    """A running statistic, float32 or float64, which training updates in place."""
     if value is None:
         return None
     if not isinstance(value, np.ndarray):
         raise TypeError(f"{function}: {name} must be an ndarray, got {type(value).__name__}")
     cdef cnp.ndarray a = shaped(function, name, value, shape)
+    if cnp.PyArray_ITEMSIZE(a) == 2:  # where (1 - decay) * batch would be lost in the rounding
+        raise TypeError(f"{function}: {name} must be an array of float32 or float64, got {a.dtype}")
     if written and not cnp.PyArray_ISWRITEABLE(a):
         raise ValueError(f"{function}: {name} must be writeable, got a read-only array")
     return a

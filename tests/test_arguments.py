@@ -408,8 +408,8 @@ import hashlib, numpy as np, fastnorm as fn
 from fastnorm._registry import OPERATIONS, DTYPES, PASSES
 for operation in OPERATIONS:
     digest = hashlib.sha256()
-    for case in operation.cases if operation.name != "affine" else ():
-        for dtype in DTYPES:
+    for number, case in enumerate(operation.cases if operation.name != "affine" else ()):
+        for dtype in DTYPES if number % 3 == 0 else DTYPES[:2]:
             arrays = operation.draw(case, dtype)
             for pass_ in PASSES:
                 for result in operation.run(fn, pass_, case, arrays).values():

@@ -54,7 +54,7 @@ def test_layouts(operation, case, dtype, layout):
 
 
 @over(SEVERAL_TILES)
-@pytest.mark.parametrize("layout", ["transposed", "stepped", "reversed", "unaligned", "broadcast"])
+@pytest.mark.parametrize("layout", ["transposed", "stepped", "unaligned"])
 @pytest.mark.parametrize("dtype", [DTYPES[0], DTYPES[-1]], ids=str)
 def test_layouts_of_large_input(operation, case, dtype, layout):
     assert_layout_does_not_matter(operation, case, dtype, ANY_LAYOUT[layout])

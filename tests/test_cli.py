@@ -67,17 +67,17 @@ def mutant(wrong):
 
 
 def without_last_row(result, source):
-    rows = result.copy()
-    if len(rows) % 2 and rows.ndim > 1:
-        rows[-1:] = 0
-    return rows
+    values = result.copy()
+    if values.ndim > 1:
+        values.reshape(-1, values.shape[-1])[-1] = 0
+    return values
 
 
 def without_a_block(result, source):
     """What a thread that does nothing leaves of an array that its caller filled with NaN."""
-    rows = result.copy()
-    rows[len(rows) // 2 : -1] = np.nan
-    return rows
+    values = result.copy()
+    values.reshape(-1)[values.size // 2 : -1] = np.nan
+    return values
 
 
 def its_input(result, source):

@@ -12,6 +12,7 @@ from fastnorm._registry import (
     HALF_DTYPES,
     INSTANCE_NORM,
     LAYER_NORM,
+    RMS_NORM,
     WEIGHT_NORM,
     Case,
     differing,
@@ -301,6 +302,22 @@ def test_long_sums_do_not_drift(operation, case, dtype, pass_):
     run_right(operation, pass_, case, arrays)
 
 
+@over(
+    [
+        (RMS_NORM, Case("rows", (2, 4096))),
+        (RMS_NORM, Case("long rows", (1, 10_000))),
+        (WEIGHT_NORM, Case("rows", (2, 4096))),
+        (WEIGHT_NORM, Case("whole", (100, 100), {"axis": None})),
+    ]
+)
+def test_sums_of_equal_squares(operation, case, dtype, pass_):
+    """Equal terms round the same way each time: errors that add up, unless sums are short."""
+    for value in np.linspace(1.05, 1.95, 7):
+        arrays = operation.draw(case, dtype)
+        arrays[operation.inputs[0]] = np.full(case.shape, value, dtype)
+        run_right(operation, pass_, case, arrays)
+
+
 def test_long_parameter_gradients_of_affine():
     """A thousand blocks of rows: dbias, whose sum is fastnorm's own."""
     dy = np.full((2**17 + 3, 3), 0.1, np.float32)
@@ -326,7 +343,7 @@ def wrong_results(operation, pass_, results, arrays):
     last.reshape(-1)[-1] = 0
     yield f"the last value of {first} is missing", {first: last}
     block = y.copy()
-    block[len(y) // 2 : -1] = np.nan
+    block.reshape(-1)[y.size // 2 : -y.shape[-1]] = np.nan
     yield f"a block of {first} is missing", {first: block}
     for name, result in results.items():
         if result is not None and name not in operation.statistics:

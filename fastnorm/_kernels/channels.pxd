@@ -186,12 +186,12 @@ cdef inline void map_tile(Channels* t, Block b) noexcept nogil:
 
 
 cdef inline void whole_block(void* task, Py_ssize_t index) noexcept nogil:
-    cdef Channels room[2]
+    cdef Channels copies[2]
     cdef Channels* t = <Channels*> task
     cdef Py_ssize_t tile = index % t.grid.tiles, r
     cdef Channels* mapped
     cdef Block b
-    t = at_sample(t, index // t.grid.tiles, room)
+    t = at_sample(t, index // t.grid.tiles, copies)
     b = block_at(t, &t.grid, 0, tile)
     prepare_channels(t, b)
     for r in range(t.grid.ranges):
@@ -205,25 +205,25 @@ cdef inline void whole_block(void* task, Py_ssize_t index) noexcept nogil:
 
 
 cdef inline void prepare_block(void* task, Py_ssize_t index) noexcept nogil:
-    cdef Channels room[2]
+    cdef Channels copies[2]
     cdef Channels* t = <Channels*> task
-    t = at_sample(t, index // t.grid.tiles, room)
+    t = at_sample(t, index // t.grid.tiles, copies)
     prepare_channels(t, block_at(t, &t.grid, 0, index % t.grid.tiles))
 
 
 cdef inline void reduce_block(void* task, Py_ssize_t index) noexcept nogil:
-    cdef Channels room[2]
+    cdef Channels copies[2]
     cdef Channels* t = <Channels*> task
     cdef Py_ssize_t tile = index % t.grid.tiles
     index //= t.grid.tiles
-    t = at_sample(t, index // t.grid.ranges, room)
+    t = at_sample(t, index // t.grid.ranges, copies)
     reduce_tile(t, block_at(t, &t.grid, index % t.grid.ranges, tile))
 
 
 cdef inline void finish_block(void* task, Py_ssize_t index) noexcept nogil:
-    cdef Channels room[2]
+    cdef Channels copies[2]
     cdef Channels* t = <Channels*> task
-    t = at_sample(t, index // t.grid.tiles, room)
+    t = at_sample(t, index // t.grid.tiles, copies)
     finish_channels(t, block_at(t, &t.grid, 0, index % t.grid.tiles))
 
 
@@ -232,22 +232,22 @@ cdef inline Py_ssize_t channels_per_conclusion(Channels* t) noexcept nogil:
 
 
 cdef inline void conclude_block(void* task, Py_ssize_t index) noexcept nogil:
-    cdef Channels room[2]
+    cdef Channels copies[2]
     cdef Channels* t = <Channels*> task
     cdef Py_ssize_t channels = channels_per_conclusion(t)
     cdef Py_ssize_t blocks = ceil_div(t.c, channels)
     cdef Py_ssize_t channel = index % blocks * channels
-    t = at_sample(t, index // blocks, room)
+    t = at_sample(t, index // blocks, copies)
     t.conclude(t, channel, min(channel + channels, t.c))
 
 
 cdef inline void map_block(void* task, Py_ssize_t index) noexcept nogil:
-    cdef Channels room[2]
+    cdef Channels copies[2]
     cdef Channels* t = <Channels*> task
     cdef Grid* grid = &t.map_grid
     cdef Py_ssize_t tile = index % grid.tiles
     index //= grid.tiles
-    t = at_sample(t, index // grid.ranges, room)
+    t = at_sample(t, index // grid.ranges, copies)
     map_tile(t, block_at(t, grid, index % grid.ranges, tile))
 
 

@@ -384,17 +384,17 @@ cdef inline void move_to_sample(Channels* t, Py_ssize_t sample) noexcept nogil:
     )
 
 
-cdef inline Channels* at_sample(Channels* t, Py_ssize_t sample, Channels* room) noexcept nogil:
-    """The view of one sample, in `room` for two of them, with that which is mapped."""
+cdef inline Channels* at_sample(Channels* t, Py_ssize_t sample, Channels* copies) noexcept nogil:
+    """The view of one sample, in `copies`, room for two of them, with that which is mapped."""
     if t.batch == 1:
         return t
-    room[0] = t[0]
-    move_to_sample(room, sample)
+    copies[0] = t[0]
+    move_to_sample(copies, sample)
     if t.mapped != NULL:
-        room[1] = t.mapped[0]
-        move_to_sample(room + 1, sample)
-        room.mapped = room + 1
-    return room
+        copies[1] = t.mapped[0]
+        move_to_sample(copies + 1, sample)
+        copies.mapped = copies + 1
+    return copies
 
 
 cdef inline Channels* mapped_view(Channels* t) noexcept nogil:

@@ -339,7 +339,9 @@ cdef inline void columns_block(void* task, Py_ssize_t block) noexcept nogil:
     if t.dtype == FLOAT32:
         column_gradients(t, block * CHUNK, <float*> x.bytes, <float*> dy.bytes, <float*> dx.bytes)
     else:
-        column_gradients(t, block * CHUNK, <double*> x.bytes, <double*> dy.bytes, <double*> dx.bytes)
+        column_gradients(
+            t, block * CHUNK, <double*> x.bytes, <double*> dy.bytes, <double*> dx.bytes
+        )
 
 
 cdef inline bint backward_pieces(Task* t, int num_threads) noexcept nogil:

@@ -125,34 +125,47 @@ cdef inline void add_centred_sums(
         i += SHORT
 
 
-cdef inline void add_squares(
+cdef inline void add_short_squares(
     const real* x, Py_ssize_t n, real* restrict lanes, Py_ssize_t ahead
 ) noexcept nogil:
-    """lanes += x²"""
-    cdef real a[ALL_LANES]
     cdef Py_ssize_t i = 0, j
-    clear(a)
     while i + LANES <= n:
         if ahead:
             prefetch(x + i + ahead, LANES * sizeof(real))
         for j in range(LANES):
-            a[j] += x[i + j] * x[i + j]
+            lanes[j] += x[i + j] * x[i + j]
         i += LANES
     while i + TAIL <= n:
         for j in range(TAIL):
-            a[j] += x[i + j] * x[i + j]
+            lanes[j] += x[i + j] * x[i + j]
         i += TAIL
     while i < n:
-        a[LANES] += x[i] * x[i]
+        lanes[LANES] += x[i] * x[i]
         i += 1
-    add_lanes(lanes, a)
+
+
+cdef inline void add_squares(
+    const real* x, Py_ssize_t n, real* restrict lanes, Py_ssize_t ahead
+) noexcept nogil:
+    """lanes += x²
+
+    Short sums are added to long ones: equal terms, such as those of a constant row, round the same
+    way at every addition to a long one.
+    """
+    cdef real a[ALL_LANES]
+    cdef Py_ssize_t i = 0
+    while i < n:
+        clear(a)
+        add_short_squares(x + i, min(n - i, <Py_ssize_t> SHORT), a, ahead)
+        add_lanes(lanes, a)
+        i += SHORT
 
 
 cdef inline void gradient_sums(
     const real* dy, const real* x, Py_ssize_t n, real centre, real inverse, bint centred,
     real* restrict a, real* restrict b, Py_ssize_t ahead,
 ) noexcept nogil:
-    """a = dy;  b = dy·x̂  with x̂ = (x - centre)·inverse, in lanes. Not centred: x̂ = x·inverse, and
+    """a = dy;  b = dy·x̂  with x̂ = (x - centre)·inverse, in lanes. Not centred: the centre is 0, and
     the sum of dy is not wanted."""
     cdef Py_ssize_t i = 0, j
     clear(a)
