@@ -15,7 +15,7 @@ from libc.stdlib cimport llabs
 from fastnorm._kernels.arrays cimport FLOAT32, FLOAT64, NONE, Dtype, data_of, dtype_of
 from fastnorm._kernels.arrays cimport itemsize_of, real
 from fastnorm._kernels.convert cimport read_run, write_run
-from fastnorm._kernels.memory cimport Writer, place_bytes
+from fastnorm._kernels.memory cimport Writer, place_bytes, prefetch
 
 cdef extern from "transpose.h" nogil:
     void transpose_float "fastnorm_transpose_float"(
@@ -132,7 +132,7 @@ cdef inline Py_ssize_t adjacent_rows(
     stride[0] = address(o, index + step, &run) - p
     if llabs(stride[0]) >= llabs(last):
         return 1
-    while count < rows:
+    while count < min(rows, <Py_ssize_t> SCRATCH_ROWS):
         if address(o, index + count * step, &run) != p + count * stride[0] or run < n:
             break
         count += 1
@@ -143,42 +143,32 @@ cdef inline void read_turned(
     const Operand* o, const char* p, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t n,
     real* to, Py_ssize_t to_stride,
 ) noexcept nogil:
-    """Rows that are `stride` bytes apart, tile by tile along these."""
-    cdef real tile[SIDE * SIDE]
-    cdef Py_ssize_t i = 0, j, k, height, width, step = o.stride[o.axes - 1]
-    while i < rows:
-        height = min(rows - i, <Py_ssize_t> SIDE)
-        j = 0
-        while j < n:
-            width = min(n - j, <Py_ssize_t> SIDE)
-            for k in range(width):
-                read_run(o.dtype, p + i * stride + (j + k) * step, stride, height, tile + k * SIDE)
-            transpose(tile, <Py_ssize_t> SIDE, width, height, to + i * to_stride + j, to_stride)
-            j += width
-        i += height
+    """At most SCRATCH_ROWS rows that are `stride` bytes apart: SIDE elements of all of them at a time,
+    since it is the rows that lie side by side."""
+    cdef real tile[SIDE * SCRATCH_ROWS]
+    cdef Py_ssize_t j = 0, k, width, step = o.stride[o.axes - 1]
+    while j < n:
+        width = min(n - j, <Py_ssize_t> SIDE)
+        for k in range(width):
+            read_run(o.dtype, p + (j + k) * step, stride, rows, tile + k * SCRATCH_ROWS)
+            prefetch(p + (j + k) * step + rows * stride, rows * stride)
+        transpose(tile, <Py_ssize_t> SCRATCH_ROWS, width, rows, to + j, to_stride)
+        j += width
 
 
 cdef inline void write_turned(
     const Operand* o, const real* values, Py_ssize_t values_stride, Py_ssize_t rows, Py_ssize_t n,
     char* p, Py_ssize_t stride,
 ) noexcept nogil:
-    cdef real tile[SIDE * SIDE]
-    cdef Py_ssize_t i = 0, j, k, height, width, step = o.stride[o.axes - 1]
-    while i < rows:
-        height = min(rows - i, <Py_ssize_t> SIDE)
-        j = 0
-        while j < n:
-            width = min(n - j, <Py_ssize_t> SIDE)
-            transpose(
-                values + i * values_stride + j, values_stride, height, width,
-                tile, <Py_ssize_t> SIDE,
-            )
-            for k in range(width):
-                write_run(
-                    o.dtype, tile + k * SIDE, height, p + i * stride + (j + k) * step, stride
-                )
-            j += width
-        i += height
+    cdef real tile[SIDE * SCRATCH_ROWS]
+    cdef Py_ssize_t j = 0, k, width, step = o.stride[o.axes - 1]
+    while j < n:
+        width = min(n - j, <Py_ssize_t> SIDE)
+        transpose(values + j, values_stride, rows, width, tile, <Py_ssize_t> SCRATCH_ROWS)
+        for k in range(width):
+            write_run(o.dtype, tile + k * SCRATCH_ROWS, rows, p + (j + k) * step, stride)
+            prefetch(p + (j + k) * step + rows * stride, rows * stride)
+        j += width
 
 
 cdef inline void read_elements(

@@ -165,8 +165,8 @@ cdef inline void gradient_sums(
     const real* dy, const real* x, Py_ssize_t n, real centre, real inverse, bint centred,
     real* restrict a, real* restrict b, Py_ssize_t ahead,
 ) noexcept nogil:
-    """a = dy;  b = dy·x̂  with x̂ = (x - centre)·inverse, in lanes. Not centred: the centre is 0, and
-    the sum of dy is not wanted."""
+    """a = dy;  b = dy·x̂  with x̂ = (x - centre)·inverse, in lanes. Not centred: the centre is 0,
+    and the sum of dy is not wanted."""
     cdef Py_ssize_t i = 0, j
     clear(a)
     clear(b)
