@@ -45,7 +45,7 @@ def _times_weight(function, x, weight, transposed, bias, y):
         y[...] = 0 if bias is None else bias
     if k == 0 or y.size == 0:
         return
-    dtype = _arrays.working_dtype(y)
+    dtype = _arrays.working_dtype(y)  # x may be dy
     if _arrays.is_transposed(weight):
         weight, transposed = weight.T, not transposed
     _multiply(

@@ -328,6 +328,16 @@ def test_long_parameter_gradients_of_affine():
     np.testing.assert_allclose(dbias, len(dy) * np.float64(dy[0, 0]), rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16], ids=lambda d: d.__name__)
+def test_many_chunks_of_affine(dtype):
+    """A weight's gradient over a million rows, which BLAS has in chunks; fat enough for BLAS."""
+    number = np.full((1, 1), 0.1, dtype)
+    x, dy = (np.broadcast_to(number, (2**20 + 3, n)) for n in (18, 17))
+    _, cache = fn.affine_forward(x, np.ones((18, 17), np.float32))
+    dweight = fn.affine_backward(dy, cache)[1]
+    np.testing.assert_allclose(dweight, len(dy) * np.float64(number[0, 0]) ** 2, rtol=5e-6)
+
+
 # ---- the tolerances ------------------------------------------------------------------------------
 
 

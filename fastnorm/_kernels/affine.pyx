@@ -53,8 +53,6 @@ def matmul(
     set_matrix(&t.b, b, b_transposed, k if b_transposed else n, t.dtype)
     set_matrix(&t.c, c, False, n, t.dtype)
     t.in_place = data_of(a) == data_of(c)
-    if t.in_place:
-        t.c.stride, t.c.memory.direct = 0, False
     t.bias = data_of(bias)
     with nogil:
         done = run_product(&t, num_threads)

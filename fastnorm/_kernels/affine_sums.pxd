@@ -9,7 +9,7 @@ from fastnorm._kernels.arrays cimport FLOAT32, Dtype, real
 from fastnorm._kernels.blocks cimport ceil_div
 from fastnorm._kernels.columns cimport FLUSH, column_sums, column_weighted_sums
 from fastnorm._kernels.convert cimport write_run
-from fastnorm._kernels.operands cimport ROOM, SIDE, Operand, Scratch, load_block
+from fastnorm._kernels.operands cimport ROOM, SIDE, Operand, Scratch, load_block, room
 from fastnorm._kernels.vectors cimport Vector, store
 
 cdef enum:
@@ -31,7 +31,7 @@ cdef inline void sum_strip(ColumnSums* t, Py_ssize_t column, real* scratch) noex
     cdef double totals[SUM_COLUMNS]
     cdef Py_ssize_t n = min(t.n - column, <Py_ssize_t> SUM_COLUMNS)
     cdef Py_ssize_t row = 0, j, more, stride, width = ceil_div(n, SIDE) * SIDE
-    cdef Py_ssize_t at_once = min(ROOM // width // EIGHT * EIGHT, <Py_ssize_t> FLUSH)
+    cdef Py_ssize_t at_once = room(t.x.turned, t.dtype) // width // EIGHT * EIGHT
     cdef const real* x
     for j in range(n):
         totals[j], sums[j] = 0, 0

@@ -4,6 +4,7 @@ A tile's sum over the depth is taken chunk by chunk: C = A₀·B₀, C += A₁·
 A, B or C is what BLAS takes (rows of the type that is computed in, one element after the other, any
 distance apart), it is used as it lies. Else the tile's part of a chunk is brought into a panel, or
 the tile computed in one, through the blocks of operands.pxd: a panel is all the memory it takes.
+Many chunks in float are added up in double: over a million rows, a chain of them loses digits.
 
 Tiles and chunks depend on the shape alone, and BLAS gets a panel in the form in which it gets the
 array itself. So the bits depend neither on the threads nor on strides, and a 16-bit array gives
@@ -37,6 +38,7 @@ cdef enum:
     TILE_BYTES = 262144         # or bytes of all three matrices, where these take longer
     PANEL = 65536               # elements of a chunk of A, so that its panel stays in L2,
     MIN_DEPTH = 256             # and of its rows: below, C is read and written too often
+    FLUSH = 32                  # chunks added in float before they go into double
     GROUP = 4                   # tiles beside each other that share a panel of A,
     ENOUGH = 32                 # if there are so many blocks nevertheless
 
@@ -62,6 +64,7 @@ cdef struct Product:
     bint in_place               # C is A: it gets its rows when nobody needs those of A any more
     const void* bias            # (n,), in this dtype, or NULL
     Py_ssize_t tile_m, tile_n, depth
+    bint is_deep                # C is added up in double
     Py_ssize_t width            # columns of a block: a group of tiles
     Py_ssize_t blocks_n
     char* scratch               # of all threads
@@ -114,6 +117,7 @@ cdef inline void cut_depth(Product* t) noexcept nogil:
     """Into chunks of almost the same length."""
     cdef Py_ssize_t most = max(PANEL // t.tile_m, <Py_ssize_t> MIN_DEPTH)
     t.depth = ceil_div(ceil_div(t.k, ceil_div(t.k, most)), TILE_STEP) * TILE_STEP
+    t.is_deep = t.dtype == FLOAT32 and t.k > FLUSH * t.depth
 
 
 cdef inline void group_tiles(Product* t) noexcept nogil:
@@ -150,8 +154,9 @@ cdef inline Py_ssize_t b_size(const Product* t) noexcept nogil:
 
 cdef inline Py_ssize_t scratch_bytes(const Product* t) noexcept nogil:
     """Of a thread, whole lines of the cache."""
-    cdef Py_ssize_t size = a_size(t) + b_size(t) + panel_size(&t.c, t.tile_m, t.width)
-    return size * itemsize_of(t.dtype)
+    cdef Py_ssize_t c_size = panel_size(&t.c, t.tile_m, t.width)
+    cdef Py_ssize_t num_bytes = (a_size(t) + b_size(t) + c_size) * itemsize_of(t.dtype)
+    return num_bytes + c_size * <Py_ssize_t> sizeof(double) if t.is_deep else num_bytes
 
 
 cdef inline Part part_of(
@@ -275,36 +280,56 @@ cdef inline void multiply(
 
 cdef inline void add_chunk(
     Product* t, Py_ssize_t row, Py_ssize_t m, Py_ssize_t column, Py_ssize_t width,
-    Py_ssize_t start, real* c, Py_ssize_t stride, real* a_panel, real* b_panel,
+    Py_ssize_t start, bint add, real* c, Py_ssize_t stride, real* a_panel, real* b_panel,
 ) noexcept nogil:
     """The tiles of a group: those that begin at `column` in C, and at c."""
     cdef Py_ssize_t k = min(t.depth, t.k - start), last = column + width, n
     cdef Part a = part_of(&t.a, row, m, start, k, a_panel), b
-    cdef const real* bias = <const real*> t.bias
+    cdef const real* bias = <const real*> t.bias if start == 0 else NULL
     while column < last:
         n = min(t.tile_n, last - column)
         b = part_of(&t.b, start, k, column, n, b_panel)
-        if start == 0 and bias != NULL:
+        if bias != NULL:
             fill_rows(c, m, n, stride, bias + column)
-        multiply(c, <int> m, <int> n, <int> k, <int> stride, a, b, start > 0 or bias != NULL)
+        multiply(c, <int> m, <int> n, <int> k, <int> stride, a, b, add or bias != NULL)
         c += n
         column += n
+
+
+cdef inline void add_rows(
+    double* totals, const real* c, Py_ssize_t m, Py_ssize_t n, Py_ssize_t stride, bint add
+) noexcept nogil:
+    """totals += C, or totals = C"""
+    cdef Py_ssize_t i, j
+    for i in range(m):
+        for j in range(n):
+            totals[i * stride + j] = c[i * stride + j] + (totals[i * stride + j] if add else 0)
 
 
 cdef inline void compute_block(Product* t, Py_ssize_t block, real* scratch) noexcept nogil:
     cdef Py_ssize_t row = block // t.blocks_n * t.tile_m, m = min(t.tile_m, t.m - row)
     cdef Py_ssize_t column = block % t.blocks_n * t.width, width = min(t.width, t.n - column)
-    cdef Py_ssize_t index = row * t.n + column, start = 0, stride = t.c.stride
+    cdef Py_ssize_t index = row * t.n + column, start = 0, stride = t.c.stride, chunk = 0
     cdef real* b_panel = scratch + a_size(t)
     cdef real* c = <real*> t.c.memory.data + row * stride + column
+    cdef double* totals = NULL
     cdef Writer writer
     if t.c.stride == 0:
         c = result_block(&t.c.memory, index, t.n, width, b_panel + b_size(t), &stride)
-    while start < t.k:
-        add_chunk(t, row, m, column, width, start, c, stride, scratch, b_panel)
-        start += t.depth
-    if t.c.stride == 0:
+        totals = <double*> (b_panel + b_size(t) + panel_size(&t.c, t.tile_m, t.width))
         open_writer(&writer, False, False)
+    while start < t.k:
+        add_chunk(
+            t, row, m, column, width, start, chunk > 0, c, stride, scratch, b_panel
+        )
+        start += t.depth
+        chunk += 1
+        if t.is_deep and (chunk == FLUSH or start >= t.k):
+            add_rows(totals, c, m, width, stride, start > FLUSH * t.depth)
+            chunk = 0
+    if t.is_deep:
+        store_block(&t.c.memory, index, t.n, m, width, totals, stride, &writer)
+    elif t.c.stride == 0:
         store_block(&t.c.memory, index, t.n, m, width, c, stride, &writer)
 
 
@@ -322,6 +347,8 @@ cdef inline bint run_product(Product* t, int num_threads) noexcept nogil:
     cdef Py_ssize_t blocks
     cut_tiles(t)
     cut_depth(t)
+    if t.in_place or t.is_deep:  # C is stored when it is done, and not before
+        t.c.stride, t.c.memory.direct = 0, False
     group_tiles(t)
     blocks = ceil_div(t.m, t.tile_m) * t.blocks_n
     t.scratch, t.scratch_bytes = NULL, scratch_bytes(t)
