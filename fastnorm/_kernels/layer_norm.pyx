@@ -19,15 +19,12 @@ result does not depend on which of the two it is, hence not on the other rows.
 
 cimport numpy as cnp
 
-from fastnorm._kernels.arrays cimport data_of, itemsize_of
-from fastnorm._kernels.blocks cimport ceil_div, threads_for
-from fastnorm._kernels.layer_norm_backward cimport backward_pieces, backward_whole_rows
-from fastnorm._kernels.layer_norm_forward cimport forward_block, forward_pieces
-from fastnorm._kernels.layer_norm_task cimport Task, is_cut, set_group, set_view
-from fastnorm._kernels.memory cimport streams
+from fastnorm._kernels.arrays cimport data_of
+from fastnorm._kernels.layer_norm_backward cimport run_backward
+from fastnorm._kernels.layer_norm_forward cimport run_forward
+from fastnorm._kernels.layer_norm_task cimport Task, set_group, set_view
 from fastnorm._kernels.operands cimport set_operand, working_dtype
 from fastnorm._kernels.vectors cimport vector_of
-from fastnorm._pool cimport parallel_for
 
 cnp.import_array()
 
@@ -46,8 +43,7 @@ def forward(
     int num_threads,
 ):
     cdef Task t
-    cdef Py_ssize_t num_bytes
-    cdef bint has_memory = True
+    cdef bint has_memory
     set_view(&t, working_dtype(x), centred, rows, n)
     set_operand(&t.x, x, t.dtype)
     set_operand(&t.y, y, t.dtype)
@@ -55,14 +51,8 @@ def forward(
     t.eps = eps
     t.gamma, t.beta = data_of(gamma), data_of(beta)
     t.mean, t.rstd = <double*> data_of(mean), <double*> data_of(rstd)
-    num_bytes = rows * n * itemsize_of(t.x.dtype)
-    num_threads = threads_for(num_bytes, num_threads)
-    t.streams = streams(2 * num_bytes)
     with nogil:
-        if is_cut(&t):
-            has_memory = forward_pieces(&t, num_threads)
-        else:
-            parallel_for(forward_block, &t, ceil_div(rows, t.rows_per_block), num_threads)
+        has_memory = run_forward(&t, num_threads)
     if not has_memory:
         raise MemoryError(f"{'layer' if centred else 'rms'}_norm: no memory for the statistics")
 
@@ -81,7 +71,6 @@ def backward(
     int num_threads,
 ):
     cdef Task t
-    cdef Py_ssize_t num_bytes
     cdef bint has_memory
     set_view(&t, working_dtype(x), mean is not None, rows, n)
     set_operand(&t.x, x, t.dtype)
@@ -91,14 +80,8 @@ def backward(
     t.gamma = data_of(gamma)
     t.mean, t.rstd = <double*> data_of(mean), <double*> data_of(rstd)
     t.dgamma, t.dbeta = vector_of(dgamma), vector_of(dbeta)
-    num_bytes = rows * n * itemsize_of(t.x.dtype)
-    num_threads = threads_for(num_bytes, num_threads)
-    t.streams = streams(3 * num_bytes)
     with nogil:
-        if is_cut(&t):
-            has_memory = backward_pieces(&t, num_threads)
-        else:
-            has_memory = backward_whole_rows(&t, num_threads)
+        has_memory = run_backward(&t, num_threads)
     if not has_memory:
         raise MemoryError(
             f"{'rms' if mean is None else 'layer'}_norm_backward: no memory for the sums"

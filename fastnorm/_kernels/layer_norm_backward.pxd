@@ -1,18 +1,20 @@
-"""The backward pass of layer and RMS norm. With h = dy·gamma, and the sums over a row:
+"""The backward pass of layer, RMS and weight norm over rows. With h = dy·gamma, and sums over a row:
 
     dx = rstd·(h - Σh/N - x̂·Σ(h·x̂)/N)        dgamma = Σ_rows dy·x̂        dbeta = Σ_rows dy
 
-RMS norm has no Σh/N, which is what flows through the mean.
+RMS norm has no Σh/N, which is what flows through the mean. Weight norm has neither that nor gamma,
+and with x̂ = x/‖x‖ sums instead of means: dx = g/‖x‖·(dy - x̂·Σ(dy·x̂)).
 """
 
 from libc.stdlib cimport calloc, free, malloc
 
 from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
-from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div
+from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div, threads_for
 from fastnorm._kernels.layer_norm_narrow cimport backward_narrow
 from fastnorm._kernels.layer_norm_task cimport FLUSH_ROWS, MAX_GROUP, NARROW, PIECE, RowMap, RowSums
-from fastnorm._kernels.layer_norm_task cimport Task, kept_map, parameters_of, piece_length, shifted
-from fastnorm._kernels.memory cimport Writer, flush, open_writer, place, prefetch
+from fastnorm._kernels.layer_norm_task cimport Task, is_cut, kept_map, parameters_of, piece_length
+from fastnorm._kernels.layer_norm_task cimport shifted
+from fastnorm._kernels.memory cimport Writer, flush, open_writer, place, prefetch, streams
 from fastnorm._kernels.operands cimport Scratch, load_block, result_block, store_block
 from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, LANES, TAIL, clear, fold, standard
 from fastnorm._kernels.vectors cimport store
@@ -88,23 +90,38 @@ cdef inline RowSums piece_sums(
     return total
 
 
+cdef inline real* further(real* sums, Py_ssize_t n) noexcept nogil:
+    return NULL if sums == NULL else sums + n
+
+
+cdef inline void keep_length(Task* t, Py_ssize_t index, RowSums sums) noexcept nogil:
+    """dg of weight norm: Σdy·v/‖v‖"""
+    if t.by_length:
+        store(t.dg, index, 1, &sums.hx)
+
+
 cdef inline void row_gradients(
     const real* dy, const real* x, const real* gamma, real* restrict dx,
     real* restrict dgamma, real* restrict dbeta, Py_ssize_t n,
-    real centre, real rstd, real shift, bint centred, real mean_h, real mean_hx,
+    real centre, real rstd, real shift, bint centred, real mean_h, real mean_hx, real scale,
 ) noexcept nogil:
-    """dx = rstd·(h - Σh/N - x̂·Σ(h·x̂)/N);  dgamma += dy·x̂;  dbeta += dy"""
+    """dx = scale·(h - Σh/N - x̂·Σ(h·x̂)/N);  dgamma += dy·x̂;  dbeta += dy. Where dgamma is NULL,
+    nothing is."""
     cdef Py_ssize_t i
     cdef real h, x_hat
+    if dgamma == NULL:
+        for i in range(n):
+            dx[i] = (dy[i] - x[i] * rstd * mean_hx) * scale
+        return
     for i in range(n):
         x_hat = standard(x[i], centre, rstd, shift, centred)
         h = dy[i] if gamma == NULL else dy[i] * gamma[i]
         dgamma[i] += dy[i] * x_hat
         if centred:
             dbeta[i] += dy[i]
-            dx[i] = ((h - mean_h) - x_hat * mean_hx) * rstd
+            dx[i] = ((h - mean_h) - x_hat * mean_hx) * scale
         else:
-            dx[i] = (h - x_hat * mean_hx) * rstd
+            dx[i] = (h - x_hat * mean_hx) * scale
 
 
 cdef inline void gradients(
@@ -114,7 +131,8 @@ cdef inline void gradients(
     """The same for n elements of a row, whose parameters begin at `start`."""
     cdef Py_ssize_t i = 0, length
     cdef real* target
-    cdef real mean_h = <real> (sums.h / t.n), mean_hx = <real> (sums.hx / t.n)
+    cdef double count = 1 if t.by_length else t.n
+    cdef real mean_h = <real> (sums.h / count), mean_hx = <real> (sums.hx / count)
     while i < n:
         length = n - i
         target = place(writer, dx + i, &length)
@@ -122,8 +140,9 @@ cdef inline void gradients(
             prefetch(x + i + ahead, length * sizeof(real))
         row_gradients(
             dy + i, x + i, shifted(<const real*> t.gamma, start + i), target,
-            dgamma + i, dbeta + i, length,
+            further(dgamma, i), further(dbeta, i), length,
             <real> m.high, <real> m.rstd, <real> m.shift, t.centred, mean_h, mean_hx,
+            <real> m.scale,
         )
         i += length
 
@@ -175,10 +194,11 @@ cdef inline void backward_group(
             t, x + k * x_stride, dy + k * dy_stride, parameters_of(t, index + k), t.n, maps[k],
             ahead,
         )
+        keep_length(t, index + k, sums[k])
     for k in range(count):
         gradients(
             t, x + k * x_stride, dy + k * dy_stride, dx + k * dx_stride,
-            dgamma + k * step, dbeta + k * step, parameters_of(t, index + k), t.n,
+            further(dgamma, k * step), further(dbeta, k * step), parameters_of(t, index + k), t.n,
             maps[k], sums[k], writer, ahead,
         )
     store_block(&t.y, offset, t.n, count, t.n, dx, dx_stride, writer)
@@ -195,10 +215,11 @@ cdef inline void backward_long_row(
         part = piece_sums(t, index, piece, x_scratch, dy_scratch)
         total.h += part.h
         total.hx += part.hx
+    keep_length(t, index, total)
     while start < t.n:
         length = min(t.n - start, <Py_ssize_t> CHUNK)
         chunk_gradients(
-            t, index, start, length, total, dgamma + start, dbeta + start,
+            t, index, start, length, total, further(dgamma, start), further(dbeta, start),
             x_scratch, dy_scratch, dx_scratch, writer,
         )
         start += length
@@ -209,19 +230,18 @@ cdef inline void backward_rows(
     real* x_scratch, real* dy_scratch, real* dx_scratch, Writer* writer,
 ) noexcept nogil:
     cdef Py_ssize_t count, unflushed = 0
+    cdef real* dbeta = further(sums, t.n)
     while index < last:
         count = min(t.group, last - index)
         if t.n <= CHUNK:
             backward_group(
-                t, index, count, sums, sums + t.n, 0, x_scratch, dy_scratch, dx_scratch, writer
+                t, index, count, sums, dbeta, 0, x_scratch, dy_scratch, dx_scratch, writer
             )
         else:
-            backward_long_row(
-                t, index, sums, sums + t.n, x_scratch, dy_scratch, dx_scratch, writer
-            )
+            backward_long_row(t, index, sums, dbeta, x_scratch, dy_scratch, dx_scratch, writer)
         index += count
         unflushed += count
-        if unflushed >= FLUSH_ROWS or index == last:
+        if sums != NULL and (unflushed >= FLUSH_ROWS or index == last):
             flush_sums(partial, sums, 2 * t.n)
             unflushed = 0
 
@@ -245,7 +265,7 @@ cdef inline void backward_block(void* task, Py_ssize_t block) noexcept nogil:
     cdef Task* t = <Task*> task
     cdef Py_ssize_t first = block * t.rows_per_block
     cdef Py_ssize_t last = min(first + t.rows_per_block, t.rows)
-    cdef Py_ssize_t offset = 2 * block * t.n
+    cdef Py_ssize_t offset = 0 if t.by_length else 2 * block * t.n
     cdef double* partial = t.partials + offset
     cdef Scratch x
     cdef Scratch dy
@@ -277,6 +297,10 @@ cdef inline bint backward_whole_rows(Task* t, int num_threads) noexcept nogil:
     """Each block adds up its rows' parameter gradients for itself. False: no memory."""
     cdef Py_ssize_t blocks
     cdef bint has_memory
+    if t.by_length:  # dg is a row's own
+        t.partials, t.sums = NULL, NULL
+        parallel_for(backward_block, t, ceil_div(t.rows, t.rows_per_block), num_threads)
+        return True
     t.rows_per_block = max(
         max(t.rows_per_block, <Py_ssize_t> FLUSH_ROWS), ceil_div(t.rows, MAX_PARTIALS)
     )
@@ -357,6 +381,15 @@ cdef inline bint backward_pieces(Task* t, int num_threads) noexcept nogil:
         for piece in range(1, t.pieces):
             row.h += row[piece].h
             row.hx += row[piece].hx
+        keep_length(t, index, row[0])
     parallel_for(columns_block, t, ceil_div(t.n, CHUNK), num_threads)
     free(t.row_sums)
     return True
+
+
+cdef inline bint run_backward(Task* t, int num_threads) noexcept nogil:
+    """False: no memory, and nothing was written."""
+    cdef Py_ssize_t num_bytes = t.rows * t.n * itemsize_of(t.x.dtype)
+    cdef int team = threads_for(num_bytes, num_threads)
+    t.streams = streams(3 * num_bytes)
+    return backward_pieces(t, team) if is_cut(t) else backward_whole_rows(t, team)

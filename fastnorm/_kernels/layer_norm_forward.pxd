@@ -1,14 +1,15 @@
-"""The forward pass of layer and RMS norm, row by row: y = x̂·gamma + beta with
-x̂ = (x - mean)·rstd, or x·rstd."""
+"""The forward pass of layer, RMS and weight norm, row by row: y = x̂·gamma + beta with
+x̂ = (x - mean)·rstd, or x·rstd, or x·g/‖x‖."""
 
 from libc.stdlib cimport free, malloc
 
-from fastnorm._kernels.arrays cimport FLOAT32, real
+from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
+from fastnorm._kernels.blocks cimport ceil_div, threads_for
 from fastnorm._kernels.layer_norm_narrow cimport forward_narrow
 from fastnorm._kernels.layer_norm_task cimport MAX_GROUP, NARROW, PIECE, RowMap, Task
-from fastnorm._kernels.layer_norm_task cimport finish_statistics, parameters_of, piece_length
-from fastnorm._kernels.layer_norm_task cimport row_map, shifted
-from fastnorm._kernels.memory cimport Writer, flush, open_writer, place
+from fastnorm._kernels.layer_norm_task cimport finish_statistics, is_cut, parameters_of
+from fastnorm._kernels.layer_norm_task cimport piece_length, row_map, shifted
+from fastnorm._kernels.memory cimport Writer, flush, open_writer, place, streams
 from fastnorm._kernels.moments cimport Moments, chunk_centre, chunk_squares, chunk_sums, merge
 from fastnorm._kernels.moments cimport merge_chunk, no_moments
 from fastnorm._kernels.operands cimport Scratch, load_block, result_block, store_block
@@ -215,3 +216,14 @@ cdef inline bint forward_pieces(Task* t, int num_threads) noexcept nogil:
     free(t.moments)
     free(t.maps)
     return has_memory
+
+
+cdef inline bint run_forward(Task* t, int num_threads) noexcept nogil:
+    """False: no memory, and nothing was written."""
+    cdef Py_ssize_t num_bytes = t.rows * t.n * itemsize_of(t.x.dtype)
+    cdef int team = threads_for(num_bytes, num_threads)
+    t.streams = streams(2 * num_bytes)
+    if is_cut(t):
+        return forward_pieces(t, team)
+    parallel_for(forward_block, t, ceil_div(t.rows, t.rows_per_block), team)
+    return True

@@ -7,10 +7,12 @@ tile[i, j] is element i of row j. Rows that are not there are zeros.
 from libc.string cimport memcpy, memset
 
 from fastnorm._kernels.arrays cimport real
-from fastnorm._kernels.layer_norm_task cimport SIDE_BY_SIDE, Task, finish_statistics
+from fastnorm._kernels.layer_norm_task cimport SIDE_BY_SIDE, RowMap, Task, finish_statistics
+from fastnorm._kernels.layer_norm_task cimport kept_map
 from fastnorm._kernels.memory cimport Writer, place
 from fastnorm._kernels.operands cimport Operand, load_block, result_block, store_block, transpose
 from fastnorm._kernels.rows cimport standard
+from fastnorm._kernels.vectors cimport store
 
 cdef enum:
     TILE = 2048                 # NARROW·SIDE_BY_SIDE
@@ -170,9 +172,9 @@ cdef inline void tile_row_sums(
 cdef inline void tile_gradients(
     real* x, const real* dy, Py_ssize_t n, const real* high, const real* scale,
     const real* shift, bint centred, const real* gamma, const real* mean_h, const real* mean_hx,
-    real* restrict dgamma, real* restrict dbeta,
+    const real* factor, real* restrict dgamma, real* restrict dbeta,
 ) noexcept nogil:
-    """dx = rstd·(h - Σh/n - x̂·Σ(h·x̂)/n), in place of x;  dgamma += dy·x̂;  dbeta += dy"""
+    """dx = factor·(h - Σh/n - x̂·Σ(h·x̂)/n), in place of x;  dgamma += dy·x̂;  dbeta += dy"""
     cdef Py_ssize_t i, j, k
     cdef real x_hat, weight
     for i in range(n):
@@ -182,7 +184,7 @@ cdef inline void tile_gradients(
             x_hat = standard(x[k], high[j], scale[j], shift[j], centred)
             dgamma[k] += dy[k] * x_hat
             dbeta[k] += dy[k]
-            x[k] = ((dy[k] * weight - mean_h[j]) - x_hat * mean_hx[j]) * scale[j]
+            x[k] = ((dy[k] * weight - mean_h[j]) - x_hat * mean_hx[j]) * factor[j]
 
 
 cdef inline void fold_tile(
@@ -199,6 +201,21 @@ cdef inline void fold_tile(
         sums[i] += total
 
 
+cdef inline void load_maps(
+    Task* t, Py_ssize_t index, Py_ssize_t count, real* restrict high, real* restrict scale,
+    real* restrict shift, real* restrict factor,
+) noexcept nogil:
+    """From what the forward pass kept of the rows; 0 for those that are not there."""
+    cdef RowMap m
+    cdef Py_ssize_t j
+    for j in range(SIDE_BY_SIDE):
+        high[j], scale[j], shift[j], factor[j] = 0, 0, 0, 0
+    for j in range(count):
+        m = kept_map(t, index + j)
+        high[j], scale[j], shift[j] = <real> m.high, <real> m.rstd, <real> m.shift
+        factor[j] = <real> m.scale
+
+
 cdef inline void backward_narrow(
     Task* t, Py_ssize_t index, Py_ssize_t last, double* partial,
     real* x_scratch, real* y_scratch, Writer* writer,
@@ -210,10 +227,12 @@ cdef inline void backward_narrow(
     cdef real high[SIDE_BY_SIDE]
     cdef real scale[SIDE_BY_SIDE]
     cdef real shift[SIDE_BY_SIDE]
+    cdef real factor[SIDE_BY_SIDE]
     cdef real mean_h[SIDE_BY_SIDE]
     cdef real mean_hx[SIDE_BY_SIDE]
-    cdef double mean[SIDE_BY_SIDE]
+    cdef double dg[SIDE_BY_SIDE]
     cdef Py_ssize_t count, j, unflushed = 0
+    cdef real divisor = 1 if t.by_length else t.n
     cdef const real* gamma = <const real*> t.gamma
     memset(dgamma, 0, t.n * SIDE_BY_SIDE * sizeof(real))
     memset(dbeta, 0, t.n * SIDE_BY_SIDE * sizeof(real))
@@ -221,20 +240,22 @@ cdef inline void backward_narrow(
         count = min(last - index, <Py_ssize_t> SIDE_BY_SIDE)
         load_tile(t, &t.x, index, count, x_scratch, x)
         load_tile(t, &t.dy, index, count, x_scratch, dy)
-        for j in range(count):
-            mean[j] = t.mean[index + j] if t.centred else 0
-        split(t, count, mean, t.rstd + index, high, scale, shift)
+        load_maps(t, index, count, high, scale, shift, factor)
         tile_row_sums(x, dy, t.n, high, scale, shift, t.centred, gamma, mean_h, mean_hx)
         for j in range(SIDE_BY_SIDE):
-            mean_h[j] = mean_h[j] / t.n if t.centred else 0
-            mean_hx[j] = mean_hx[j] / t.n
+            dg[j] = mean_hx[j]
+            mean_h[j] = mean_h[j] / divisor if t.centred else 0
+            mean_hx[j] = mean_hx[j] / divisor
         tile_gradients(
-            x, dy, t.n, high, scale, shift, t.centred, gamma, mean_h, mean_hx, dgamma, dbeta
+            x, dy, t.n, high, scale, shift, t.centred, gamma, mean_h, mean_hx, factor,
+            dgamma, dbeta,
         )
         store_tile(t, index, count, x, y_scratch, writer)
+        if t.by_length:
+            store(t.dg, index, count, dg)
         index += count
         unflushed += 1
-        if unflushed == FLUSH_TILES or index == last:
+        if partial != NULL and (unflushed == FLUSH_TILES or index == last):
             fold_tile(dgamma, t.n, partial)
             fold_tile(dbeta, t.n, partial + t.n)
             unflushed = 0

@@ -1,4 +1,5 @@
-"""The task of layer and RMS norm, the parts that rows are cut into, and a row's two numbers."""
+"""The task of layer, RMS and weight norm over rows, the parts that these are cut into, and a row's
+two numbers."""
 
 from libc.math cimport sqrt
 
@@ -7,7 +8,7 @@ from fastnorm._kernels.blocks cimport ceil_div, rows_per_block
 from fastnorm._kernels.moments cimport Extent, Moments, is_usable, rescue
 from fastnorm._kernels.operands cimport Operand, room
 from fastnorm._kernels.rows cimport CHUNK
-from fastnorm._kernels.vectors cimport Vector
+from fastnorm._kernels.vectors cimport Vector, load, store
 
 cdef enum:
     MAX_GROUP = 64              # rows, at most, that go through the passes together,
@@ -30,11 +31,13 @@ cdef struct RowSums:
 # into the shift.
 cdef struct RowMap:
     double high, rstd, shift
+    double scale                # of the gradient
 
 
 cdef struct Task:
     Dtype dtype                 # that is computed in
-    bint centred                # layer norm; RMS norm takes the mean as 0
+    bint centred                # layer norm; the others take the mean as 0
+    bint by_length              # weight norm: x̂ = x/‖x‖, and y = x̂·g
     Py_ssize_t rows, n          # the view (M, N)
     Py_ssize_t rows_per_block
     Py_ssize_t group            # rows that go through the passes together
@@ -56,12 +59,15 @@ cdef struct Task:
     void* sums                  # (blocks, 2, N): the same of at most FLUSH_ROWS rows, in `dtype`
     Vector dgamma
     Vector dbeta
+    Vector g                    # (M,), of weight norm, as below
+    Vector norm                 # (M,) float64
+    Vector dg                   # (M,)
 
 
 cdef inline void set_view(
     Task* t, Dtype dtype, bint centred, Py_ssize_t rows, Py_ssize_t n
 ) noexcept nogil:
-    t.dtype, t.centred = dtype, centred
+    t.dtype, t.centred, t.by_length = dtype, centred, False
     t.rows, t.n, t.period = rows, n, 1
     t.pieces = ceil_div(n, PIECE)
     t.rows_per_block = rows_per_block(rows, n * itemsize_of(dtype))
@@ -95,6 +101,32 @@ cdef inline const real* shifted(const real* parameter, Py_ssize_t offset) noexce
     return NULL if parameter == NULL else parameter + offset
 
 
+cdef inline double inverse_or_zero(double norm) noexcept nogil:
+    return 0 if norm == 0 else 1 / norm
+
+
+cdef inline void finish_lengths(
+    Task* t, Py_ssize_t index, Py_ssize_t count, const double* squares, double* restrict scale
+) noexcept nogil:
+    """w = v·scale, with scale = g/‖v‖"""
+    cdef double norm[MAX_GROUP]
+    cdef double mean, var, inverse_rms
+    cdef Extent row
+    cdef Py_ssize_t k
+    for k in range(count):
+        norm[k] = sqrt(squares[k])
+    for k in range(count):
+        row.first, row.step, row.planes, row.s = (index + k) * t.n, t.n, 1, t.n
+        if not is_usable(squares[k], t.dtype) and rescue(
+            &t.x, row, False, 0, &mean, &var, &inverse_rms
+        ):
+            norm[k] = sqrt(<double> t.n) / inverse_rms
+    store(t.norm, index, count, norm)
+    load(t.g, index, count, 1, scale)
+    for k in range(count):
+        scale[k] = scale[k] * inverse_or_zero(norm[k])
+
+
 cdef inline void finish_statistics(
     Task* t, Py_ssize_t index, Py_ssize_t count, double* mean, const double* m2,
     double* restrict rstd,
@@ -103,6 +135,9 @@ cdef inline void finish_statistics(
     cdef double var[MAX_GROUP]
     cdef Extent row
     cdef Py_ssize_t k
+    if t.by_length:
+        finish_lengths(t, index, count, m2, rstd)
+        return
     for k in range(count):
         var[k] = m2[k] / t.n
         rstd[k] = 1 / sqrt(var[k] + t.eps)
@@ -127,9 +162,18 @@ cdef inline RowMap row_map(Task* t, double mean, double rstd) noexcept nogil:
     cdef RowMap m
     m.high, m.rstd = high_part(mean, t.dtype), rstd
     m.shift = -(mean - m.high) * rstd
+    m.scale = rstd
     return m
 
 
 cdef inline RowMap kept_map(Task* t, Py_ssize_t index) noexcept nogil:
     """From what the forward pass kept of a row."""
+    cdef RowMap m
+    cdef double norm
+    if t.by_length:
+        load(t.norm, index, 1, 0, &norm)
+        m = row_map(t, 0, inverse_or_zero(norm))
+        load(t.g, index, 1, 1, &m.scale)
+        m.scale *= m.rstd
+        return m
     return row_map(t, t.mean[index] if t.centred else 0, t.rstd[index])

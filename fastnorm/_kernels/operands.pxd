@@ -143,8 +143,8 @@ cdef inline void read_turned(
     const Operand* o, const char* p, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t n,
     real* to, Py_ssize_t to_stride,
 ) noexcept nogil:
-    """At most SCRATCH_ROWS rows that are `stride` bytes apart: SIDE elements of all of them at a time,
-    since it is the rows that lie side by side."""
+    """At most SCRATCH_ROWS rows that are `stride` bytes apart: SIDE elements of all of them at a
+    time, since it is the rows that lie side by side. What follows them is wanted next."""
     cdef real tile[SIDE * SCRATCH_ROWS]
     cdef Py_ssize_t j = 0, k, width, step = o.stride[o.axes - 1]
     while j < n:

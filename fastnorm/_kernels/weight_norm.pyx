@@ -7,7 +7,8 @@
     dv = g/‖v‖·(dy - dg·v/‖v‖)
 
 Kept for the backward pass: the norms. A channel of zeros has w = 0 and zero gradients.
-channels.pxd walks the view; here is what happens to the two numbers of a channel.
+Where N is 1 the channels are rows, which layer norm's passes walk (layer_norm_task.pxd); else
+channels.pxd walks the view, and here is what happens to the two numbers of a channel.
 """
 
 from libc.math cimport sqrt
@@ -19,8 +20,11 @@ from fastnorm._kernels.channels_task cimport CENTRE, FEW, GRADIENT, GRADIENT_SUM
 from fastnorm._kernels.channels_task cimport SCALE, SCALE_SHIFT, SHIFT, SLOPE, SQUARES, Channels
 from fastnorm._kernels.channels_task cimport Operands, plan, rescue_channel, set_all
 from fastnorm._kernels.channels_task cimport set_coefficients, set_operands, use_operands
+from fastnorm._kernels.layer_norm_backward cimport run_backward
+from fastnorm._kernels.layer_norm_forward cimport run_forward
+from fastnorm._kernels.layer_norm_task cimport Task, inverse_or_zero, set_group, set_view
 from fastnorm._kernels.moments cimport is_usable
-from fastnorm._kernels.operands cimport working_dtype
+from fastnorm._kernels.operands cimport set_operand, working_dtype
 from fastnorm._kernels.vectors cimport Vector, load, store, vector_of
 
 cnp.import_array()
@@ -32,10 +36,6 @@ cdef struct WeightNorm:
     Vector g                    # (C,)
     Vector norm                 # (C,) float64
     Vector dg                   # (C,)
-
-
-cdef inline double inverse_or_zero(double norm) noexcept nogil:
-    return 0 if norm == 0 else 1 / norm
 
 
 cdef void finish_forward(
@@ -105,6 +105,33 @@ cdef int run_weight_norm(WeightNorm* task, str function, int num_threads) except
     return 0
 
 
+cdef int run_rows(
+    Task* t, cnp.ndarray v, cnp.ndarray dy, cnp.ndarray result, cnp.ndarray g, cnp.ndarray norm,
+    Py_ssize_t rows, Py_ssize_t n, int num_threads,
+) except -1:
+    """Forward, or backward where there is dy."""
+    cdef bint has_memory
+    set_view(t, working_dtype(v), False, rows, n)
+    set_operand(&t.x, v, t.dtype)
+    set_operand(&t.dy, dy, t.dtype)
+    set_operand(&t.y, result, t.dtype)
+    set_group(t, 1 if dy is None else 2)
+    t.by_length, t.eps = True, 0
+    t.gamma = t.beta = t.mean = t.rstd = NULL
+    t.g, t.norm = vector_of(g), vector_of(norm)
+    t.dgamma = t.dbeta = vector_of(None)
+    with nogil:
+        if t.dy.data == NULL:
+            has_memory = run_forward(t, num_threads)
+        else:
+            has_memory = run_backward(t, num_threads)
+    if not has_memory:
+        raise MemoryError(
+            f"weight_norm{'' if dy is None else '_backward'}: no memory for the norms"
+        )
+    return 0
+
+
 def forward(
     cnp.ndarray v,              # IN (N, C, S)
     cnp.ndarray g,              # IN (C,)
@@ -116,6 +143,10 @@ def forward(
     int num_threads,
 ):
     cdef WeightNorm task
+    cdef Task rows
+    if n == 1:
+        run_rows(&rows, v, None, w, g, norm, c, s, num_threads)
+        return
     plan(&task.channels, SQUARES, working_dtype(v), n, c, s)
     task.channels.map, task.channels.linear = SCALE_SHIFT, True
     task.channels.prepare, task.channels.finish = NULL, finish_forward
@@ -137,6 +168,11 @@ def backward(
     int num_threads,
 ):
     cdef WeightNorm task
+    cdef Task rows
+    if n == 1:
+        rows.dg = vector_of(dg)
+        run_rows(&rows, v, dy, dv, g, norm, c, s, num_threads)
+        return
     plan(&task.channels, GRADIENT_SUMS, working_dtype(v), n, c, s)
     task.channels.map, task.channels.linear = GRADIENT, True
     task.channels.prepare, task.channels.finish = prepare_backward, finish_backward
