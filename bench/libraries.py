@@ -60,6 +60,10 @@ def torch_layer_norm(arrays, case):
     return F.layer_norm(arrays["x"], arrays["gamma"].shape, arrays["gamma"], arrays["beta"])
 
 
+def torch_rms_norm(arrays, case):
+    return F.rms_norm(arrays["x"], arrays["gamma"].shape, arrays["gamma"], 1e-6)
+
+
 def torch_group_norm(arrays, case):
     groups = case.options["num_groups"]
     return F.group_norm(channels_second(arrays["x"], case), groups, arrays["gamma"], arrays["beta"])
@@ -84,6 +88,7 @@ TORCH = {
     "batch_norm": torch_batch_norm,
     "batch_norm_forward": torch_batch_norm_forward,
     "layer_norm": torch_layer_norm,
+    "rms_norm": torch_rms_norm,
     "group_norm": torch_group_norm,
     "instance_norm": torch_instance_norm,
     "weight_norm": torch_weight_norm,

@@ -33,6 +33,11 @@ AWKWARD = [
     (BATCH_NORM, Case("1x64x112x112", (1, 64, 112, 112))),
     (BATCH_NORM, Case("4096x512x1x1", (4096, 512, 1, 1))),
     (BATCH_NORM, Case("128x512x7x7", (128, 512, 7, 7))),
+    # normalised over an axis that is not the last
+    *(
+        (LAYER_NORM, Case(f"axis 1 of 16x{c}x{n}x{n}", (16, c, n, n), {"axis": 1}))
+        for c, n in ((64, 56), (256, 28))
+    ),
     # columns at a distance that is a power of two fall into one set of the cache
     (BATCH_NORM, Case("4096x4096", (4096, 4096))),
     (WEIGHT_NORM, Case("4096x4096, axis -1", (4096, 4096), LAST)),

@@ -1,4 +1,4 @@
-"""The backward pass of layer, RMS and weight norm over rows. With h = dy·gamma, and sums over a row:
+"""The backward pass of layer, RMS and weight norm over rows. With h = dy·gamma, sums over a row:
 
     dx = rstd·(h - Σh/N - x̂·Σ(h·x̂)/N)        dgamma = Σ_rows dy·x̂        dbeta = Σ_rows dy
 
