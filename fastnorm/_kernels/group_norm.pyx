@@ -29,11 +29,11 @@ from fastnorm._kernels.channels_task cimport WEIGHTED_GRADIENT, Channels, Operan
 from fastnorm._kernels.channels_task cimport high_parts, plan_groups, rescue_channels
 from fastnorm._kernels.channels_task cimport set_coefficients, set_operands, use_operands
 from fastnorm._kernels.group_norm_rows cimport GroupRows, are_rows, backward_rows_of_groups
-from fastnorm._kernels.layer_norm_forward cimport forward_block
-from fastnorm._kernels.layer_norm_task cimport Task, set_group, set_view
 from fastnorm._kernels.memory cimport streams
 from fastnorm._kernels.moments cimport is_usable, reciprocal_std
 from fastnorm._kernels.operands cimport set_operand, working_dtype
+from fastnorm._kernels.rows_forward cimport forward_block
+from fastnorm._kernels.rows_task cimport Task, set_group, set_view
 from fastnorm._kernels.vectors cimport Vector, load, store, vector_of
 from fastnorm._pool cimport parallel_for
 

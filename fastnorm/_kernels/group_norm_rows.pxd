@@ -9,11 +9,11 @@ from libc.stdlib cimport calloc, free
 
 from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
 from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div, threads_for
-from fastnorm._kernels.layer_norm_backward cimport backward_group, backward_long_row, flush_sums
-from fastnorm._kernels.layer_norm_task cimport FLUSH_ROWS, PIECE, Task
 from fastnorm._kernels.memory cimport Writer, flush, open_writer
 from fastnorm._kernels.operands cimport Scratch
 from fastnorm._kernels.rows cimport CHUNK
+from fastnorm._kernels.rows_backward cimport backward_group, backward_long_row, flush_sums
+from fastnorm._kernels.rows_task cimport FLUSH_ROWS, PIECE, Task
 from fastnorm._kernels.vectors cimport Vector, store
 from fastnorm._pool cimport parallel_for
 

@@ -20,10 +20,10 @@ result does not depend on which of the two it is, hence not on the other rows.
 cimport numpy as cnp
 
 from fastnorm._kernels.arrays cimport data_of
-from fastnorm._kernels.layer_norm_backward cimport run_backward
-from fastnorm._kernels.layer_norm_forward cimport run_forward
-from fastnorm._kernels.layer_norm_task cimport Task, set_group, set_view
 from fastnorm._kernels.operands cimport set_operand, working_dtype
+from fastnorm._kernels.rows_backward cimport run_backward
+from fastnorm._kernels.rows_forward cimport run_forward
+from fastnorm._kernels.rows_task cimport Task, set_group, set_view
 from fastnorm._kernels.vectors cimport vector_of
 
 cnp.import_array()

@@ -90,14 +90,6 @@ cdef inline void merge_chunk(
     merge_centred(a, n, centre, total, squares)
 
 
-# A mean in two parts: `high` has the digits of the type, `low` is what they leave over. x - high is
-# exact or nearly so, and low folds into the shift that follows.
-
-
-cdef inline double low_part(double mean, real high) noexcept nogil:
-    return mean - high
-
-
 cdef inline double reciprocal_std(double var, double eps) noexcept nogil:
     return 1 / sqrt(var + eps)
 

@@ -7,7 +7,7 @@
     dv = g/‖v‖·(dy - dg·v/‖v‖)
 
 Kept for the backward pass: the norms. A channel of zeros has w = 0 and zero gradients.
-Where N is 1 the channels are rows, which layer norm's passes walk (layer_norm_task.pxd); else
+Where N is 1 the channels are rows, which layer norm's passes walk (rows_task.pxd); else
 channels.pxd walks the view, and here is what happens to the two numbers of a channel.
 """
 
@@ -20,11 +20,11 @@ from fastnorm._kernels.channels_task cimport CENTRE, FEW, GRADIENT, GRADIENT_SUM
 from fastnorm._kernels.channels_task cimport SCALE, SCALE_SHIFT, SHIFT, SLOPE, SQUARES, Channels
 from fastnorm._kernels.channels_task cimport Operands, plan, rescue_channel, set_all
 from fastnorm._kernels.channels_task cimport set_coefficients, set_operands, use_operands
-from fastnorm._kernels.layer_norm_backward cimport run_backward
-from fastnorm._kernels.layer_norm_forward cimport run_forward
-from fastnorm._kernels.layer_norm_task cimport Task, inverse_or_zero, set_group, set_view
 from fastnorm._kernels.moments cimport is_usable
 from fastnorm._kernels.operands cimport set_operand, working_dtype
+from fastnorm._kernels.rows_backward cimport run_backward
+from fastnorm._kernels.rows_forward cimport run_forward
+from fastnorm._kernels.rows_task cimport Task, inverse_or_zero, set_group, set_view
 from fastnorm._kernels.vectors cimport Vector, load, store, vector_of
 
 cnp.import_array()

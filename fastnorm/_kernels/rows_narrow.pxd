@@ -7,11 +7,11 @@ tile[i, j] is element i of row j. Rows that are not there are zeros.
 from libc.string cimport memcpy, memset
 
 from fastnorm._kernels.arrays cimport real
-from fastnorm._kernels.layer_norm_task cimport SIDE_BY_SIDE, RowMap, Task, finish_statistics
-from fastnorm._kernels.layer_norm_task cimport kept_map
 from fastnorm._kernels.memory cimport Writer, place
 from fastnorm._kernels.operands cimport Operand, load_block, result_block, store_block, transpose
 from fastnorm._kernels.rows cimport standard
+from fastnorm._kernels.rows_task cimport SIDE_BY_SIDE, RowMap, Task, finish_statistics
+from fastnorm._kernels.rows_task cimport kept_map
 from fastnorm._kernels.vectors cimport store
 
 cdef enum:
@@ -76,7 +76,7 @@ cdef inline void tile_centred_sums(
 cdef inline void tile_statistics(
     Task* t, const real* tile, Py_ssize_t index, Py_ssize_t count, double* mean, double* rstd
 ) noexcept nogil:
-    """As for rows that are longer (layer_norm_forward.pxd)."""
+    """As for rows that are longer (rows_forward.pxd)."""
     cdef real centre[SIDE_BY_SIDE]
     cdef real sums[SIDE_BY_SIDE]
     cdef real squares[SIDE_BY_SIDE]

@@ -10,13 +10,13 @@ from libc.stdlib cimport calloc, free, malloc
 
 from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
 from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div, threads_for
-from fastnorm._kernels.layer_norm_narrow cimport backward_narrow
-from fastnorm._kernels.layer_norm_task cimport FLUSH_ROWS, MAX_GROUP, NARROW, PIECE, RowMap, RowSums
-from fastnorm._kernels.layer_norm_task cimport Task, is_cut, kept_map, parameters_of, piece_length
-from fastnorm._kernels.layer_norm_task cimport shifted
 from fastnorm._kernels.memory cimport Writer, flush, open_writer, place, prefetch, streams
 from fastnorm._kernels.operands cimport Scratch, load_block, result_block, store_block
 from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, LANES, TAIL, clear, fold, standard
+from fastnorm._kernels.rows_narrow cimport backward_narrow
+from fastnorm._kernels.rows_task cimport FLUSH_ROWS, MAX_GROUP, NARROW, PIECE, RowMap, RowSums
+from fastnorm._kernels.rows_task cimport Task, is_cut, kept_map, parameters_of, piece_length
+from fastnorm._kernels.rows_task cimport shifted
 from fastnorm._kernels.vectors cimport store
 from fastnorm._pool cimport parallel_for
 

@@ -27,8 +27,9 @@ cdef struct RowSums:
     double h, hx
 
 
-# What x̂ = (x - high)·rstd + shift needs to know: the mean is high + low, and the low part goes
-# into the shift.
+# What x̂ = (x - high)·rstd + shift needs to know. The mean is high + low: `high` has the digits of
+# the type, so that x - high is exact or nearly so, and `low`, what they leave over, goes into the
+# shift.
 cdef struct RowMap:
     double high, rstd, shift
     double scale                # of the gradient

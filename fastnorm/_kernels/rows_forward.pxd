@@ -5,15 +5,15 @@ from libc.stdlib cimport free, malloc
 
 from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
 from fastnorm._kernels.blocks cimport ceil_div, threads_for
-from fastnorm._kernels.layer_norm_narrow cimport forward_narrow
-from fastnorm._kernels.layer_norm_task cimport MAX_GROUP, NARROW, PIECE, RowMap, Task
-from fastnorm._kernels.layer_norm_task cimport finish_statistics, is_cut, parameters_of
-from fastnorm._kernels.layer_norm_task cimport piece_length, row_map, shifted
 from fastnorm._kernels.memory cimport Writer, flush, open_writer, place, streams
 from fastnorm._kernels.moments cimport Moments, chunk_centre, chunk_squares, chunk_sums, merge
 from fastnorm._kernels.moments cimport merge_chunk, no_moments
 from fastnorm._kernels.operands cimport Scratch, load_block, result_block, store_block
 from fastnorm._kernels.rows cimport CHUNK, row_affine
+from fastnorm._kernels.rows_narrow cimport forward_narrow
+from fastnorm._kernels.rows_task cimport MAX_GROUP, NARROW, PIECE, RowMap, Task
+from fastnorm._kernels.rows_task cimport finish_statistics, is_cut, parameters_of
+from fastnorm._kernels.rows_task cimport piece_length, row_map, shifted
 from fastnorm._pool cimport parallel_for
 
 
