@@ -1,4 +1,4 @@
-"""Every example runs: those of the docstrings, and the code of the README."""
+"""Every example runs: those of the docstrings, and the code of the pages."""
 
 import doctest
 import importlib
@@ -11,7 +11,7 @@ import pytest
 import fastnorm as fn
 
 MODULES = [name for _, name, package in pkgutil.iter_modules(fn.__path__) if not package]
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -26,8 +26,11 @@ def test_every_function_has_an_example():
     assert not without
 
 
-def test_readme():
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+@pytest.mark.parametrize("page", ["README.md", "docs/arrays.md"])
+def test_pages(page):
+    """The blocks of a page, one after another."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
+    names = {}
     for block in blocks:
-        exec(block, {})
+        exec(block, names)
