@@ -9,7 +9,7 @@ from fastnorm._kernels.arrays cimport FLOAT32, Dtype, real
 from fastnorm._kernels.blocks cimport ceil_div
 from fastnorm._kernels.columns cimport FLUSH, column_sums, column_weighted_sums
 from fastnorm._kernels.convert cimport write_run
-from fastnorm._kernels.operands cimport ROOM, SIDE, Operand, Scratch, load_block, room
+from fastnorm._kernels.operands cimport ROOM, Operand, Scratch, load_block, padded, room
 from fastnorm._kernels.vectors cimport Vector, store
 
 cdef enum:
@@ -30,15 +30,15 @@ cdef inline void sum_strip(ColumnSums* t, Py_ssize_t column, real* scratch) noex
     cdef real sums[SUM_COLUMNS]
     cdef double totals[SUM_COLUMNS]
     cdef Py_ssize_t n = min(t.n - column, <Py_ssize_t> SUM_COLUMNS)
-    cdef Py_ssize_t row = 0, j, more, stride, width = ceil_div(n, SIDE) * SIDE
-    cdef Py_ssize_t at_once = room(t.x.turned, t.dtype) // width // EIGHT * EIGHT
+    cdef Py_ssize_t row = 0, j, more, stride, width = padded(n)
+    cdef Py_ssize_t eights = max(room(t.x.turned, t.dtype) // width // EIGHT, <Py_ssize_t> 1)
     cdef const real* x
     for j in range(n):
         totals[j], sums[j] = 0, 0
     while row < t.rows:
         more = min(t.rows - row, FLUSH - row % FLUSH)
         if not t.x.direct:
-            more = min(more, at_once)
+            more = min(more, EIGHT * eights)
         x = load_block(&t.x, row * t.n + column, t.n, more, n, scratch, &stride)
         column_sums(x, stride, more, n, sums)
         row += more

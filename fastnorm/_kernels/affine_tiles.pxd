@@ -24,7 +24,7 @@ from scipy.linalg.cython_blas cimport dgemm, dgemv, sgemm, sgemv
 from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div
 from fastnorm._kernels.memory cimport Writer, open_writer
-from fastnorm._kernels.operands cimport SIDE, Operand, load_block, result_block, set_operand
+from fastnorm._kernels.operands cimport Operand, load_block, padded, result_block, set_operand
 from fastnorm._kernels.operands cimport store_block
 from fastnorm._pool cimport parallel_for, participant
 
@@ -141,7 +141,7 @@ cdef inline Py_ssize_t panel_size(
         return 0
     if x.transposed:
         rows, columns = columns, rows
-    return rows * ceil_div(columns, SIDE) * SIDE
+    return rows * padded(columns)
 
 
 cdef inline Py_ssize_t a_size(const Product* t) noexcept nogil:

@@ -11,7 +11,7 @@ from fastnorm._kernels.columns cimport columns_gradient, columns_scale_shift
 from fastnorm._kernels.columns cimport columns_weighted_gradient, four_columns_gradient
 from fastnorm._kernels.columns cimport four_columns_scale_shift, four_columns_weighted_gradient
 from fastnorm._kernels.memory cimport Writer, flush, open_writer, place
-from fastnorm._kernels.operands cimport SIDE, load_block, result_block, store_block
+from fastnorm._kernels.operands cimport load_block, padded, result_block, store_block
 
 cdef inline void merge_columns(
     double* mean, double* m2, Py_ssize_t n, Py_ssize_t count, Py_ssize_t more,
@@ -36,7 +36,7 @@ cdef inline void merge_columns(
 cdef inline Py_ssize_t rows_at_once(Channels* t, Py_ssize_t n) noexcept nogil:
     """Rows of n columns in a block of the reduction: all of them, or what scratch memory holds. The
     primitives take eight or four."""
-    cdef Py_ssize_t eights = max(t.room // (n + SIDE) // 8, <Py_ssize_t> 1)
+    cdef Py_ssize_t eights = max(t.room // padded(n) // 8, <Py_ssize_t> 1)
     return <Py_ssize_t> FLUSH if t.direct else min(8 * eights, <Py_ssize_t> FLUSH)
 
 

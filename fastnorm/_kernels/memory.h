@@ -49,7 +49,7 @@ typedef struct {
 #define FASTNORM_SCRATCH_ROWS 64
 
 typedef struct {
-    _Alignas(FASTNORM_LINE) char bytes[FASTNORM_SCRATCH + FASTNORM_SCRATCH_ROWS * 2 * FASTNORM_LINE];
+    _Alignas(FASTNORM_LINE) char bytes[FASTNORM_SCRATCH + FASTNORM_SCRATCH_ROWS * 4 * FASTNORM_LINE];
 } fastnorm_scratch;
 
 /* A copy to the begin of a cache line, whose whole lines go to memory without being read first. The pool issues the

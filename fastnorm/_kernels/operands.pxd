@@ -205,12 +205,22 @@ cdef inline void write_elements(
             run -= length
 
 
+cdef inline Py_ssize_t padded(Py_ssize_t n) noexcept nogil:
+    """Elements from one row of n to the next, so that rows begin on cache lines, an odd number of
+    them apart: an even one lets the columns of a block fall into a few sets of the cache."""
+    return ((n + SIDE - 1) // SIDE | 1) * SIDE
+
+
+cdef inline bint is_one_run(const Operand* o, Py_ssize_t step, Py_ssize_t n) noexcept nogil:
+    """Whether rows follow upon one another, in the array and then in scratch memory too."""
+    return o.axes == 1 and step == n
+
+
 cdef inline Py_ssize_t scratch_stride(
     const Operand* o, Py_ssize_t step, Py_ssize_t n
 ) noexcept nogil:
-    """Elements from one row to the next in scratch memory: none between them where a block is one
-    run of the array, else as many as let rows begin on cache lines."""
-    return n if o.axes == 1 and step == n else (n + SIDE - 1) // SIDE * SIDE
+    """From one row to the next in scratch memory."""
+    return n if is_one_run(o, step, n) else padded(n)
 
 
 cdef inline const real* load_block(
@@ -224,7 +234,7 @@ cdef inline const real* load_block(
         stride[0] = step
         return <const real*> o.data + index
     stride[0] = scratch_stride(o, step, n)
-    if stride[0] == step:
+    if is_one_run(o, step, n):
         read_elements(o, index, rows * n, scratch)
         return scratch
     while i < rows:
@@ -263,7 +273,7 @@ cdef inline void store_block(
     cdef char* p
     if o.direct:
         return
-    if o.axes == 1 and step == n:
+    if is_one_run(o, step, n):
         write_elements(o, index, rows * n, values, writer)
         return
     while i < rows:
