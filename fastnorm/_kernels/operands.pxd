@@ -144,14 +144,17 @@ cdef inline void read_turned(
     real* to, Py_ssize_t to_stride,
 ) noexcept nogil:
     """At most SCRATCH_ROWS rows that are `stride` bytes apart: SIDE elements of all of them at a
-    time, since it is the rows that lie side by side. What follows them is wanted next."""
+    time, since rows are nearer to each other than the elements of a row. Where rows lie side by
+    side, what follows them is wanted next."""
     cdef real tile[SIDE * SCRATCH_ROWS]
     cdef Py_ssize_t j = 0, k, width, step = o.stride[o.axes - 1]
+    cdef bint side_by_side = stride == itemsize_of(o.dtype)
     while j < n:
         width = min(n - j, <Py_ssize_t> SIDE)
         for k in range(width):
             read_run(o.dtype, p + (j + k) * step, stride, rows, tile + k * SCRATCH_ROWS)
-            prefetch(p + (j + k) * step + rows * stride, rows * stride)
+            if side_by_side:
+                prefetch(p + (j + k) * step + rows * stride, rows * stride)
         transpose(tile, <Py_ssize_t> SCRATCH_ROWS, width, rows, to + j, to_stride)
         j += width
 
@@ -162,12 +165,14 @@ cdef inline void write_turned(
 ) noexcept nogil:
     cdef real tile[SIDE * SCRATCH_ROWS]
     cdef Py_ssize_t j = 0, k, width, step = o.stride[o.axes - 1]
+    cdef bint side_by_side = stride == itemsize_of(o.dtype)
     while j < n:
         width = min(n - j, <Py_ssize_t> SIDE)
         transpose(values + j, values_stride, rows, width, tile, <Py_ssize_t> SCRATCH_ROWS)
         for k in range(width):
             write_run(o.dtype, tile + k * SCRATCH_ROWS, rows, p + (j + k) * step, stride)
-            prefetch(p + (j + k) * step + rows * stride, rows * stride)
+            if side_by_side:
+                prefetch(p + (j + k) * step + rows * stride, rows * stride)
         j += width
 
 
