@@ -5,8 +5,7 @@ from fastnorm._kernels.channels_task cimport CENTRE, GRADIENT, GRADIENT_SUMS, IN
 from fastnorm._kernels.channels_task cimport MOMENTS, PIECE, SCALE, SCALE_SHIFT, SHIFT, SLOPE
 from fastnorm._kernels.channels_task cimport SQUARES, Block, Channels
 from fastnorm._kernels.memory cimport Writer, flush, open_writer, place, prefetch
-from fastnorm._kernels.moments cimport Moments, chunk_centre, chunk_sums, merge_centred
-from fastnorm._kernels.moments cimport no_moments
+from fastnorm._kernels.moments cimport Moments, chunk_moments, merge_centred, no_moments
 from fastnorm._kernels.operands cimport SCRATCH_ROWS, load_block, result_block, store_block
 from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, add_centred_sums, add_gradient_sums
 from fastnorm._kernels.rows cimport add_squares, clear, fold, row_gradient, row_gradient_sums
@@ -99,11 +98,7 @@ cdef inline void reduce_planes(
 cdef inline void reduce_rows(
     Channels* t, Block b, real* x_scratch, real* dy_scratch
 ) noexcept nogil:
-    """Channels of one piece each: one sweep over some of them, then the other, for those of a
-    channel wait for one another."""
-    cdef real centre[MAX_TILE]
-    cdef double total, squares
-    cdef Moments moments
+    """Channels of one piece each."""
     cdef const real* coefficients = <const real*> t.coefficients
     cdef double* first = t.first
     cdef double* second = t.second
@@ -117,18 +112,15 @@ cdef inline void reduce_rows(
             dy = load_block(t.dy, t.base + channel * t.s, t.s, some, t.s, dy_scratch, &dy_stride)
             for k in range(some):
                 row_gradient_sums(
-                    dy + k * dy_stride, x + k * stride, t.s, coefficients[channel + k],
-                    coefficients[INVERSE * t.width + channel + k], t.centred,
-                    &first[channel + k], &second[channel + k],
+                    dy + k * dy_stride, x + k * stride, <const real*> NULL, t.s,
+                    coefficients[channel + k], coefficients[INVERSE * t.width + channel + k],
+                    t.centred, <Py_ssize_t> 0, &first[channel + k], &second[channel + k],
                 )
         else:
             for k in range(some):
-                centre[k] = chunk_centre(x + k * stride, t.s)
-            for k in range(some):
-                moments = no_moments()
-                chunk_sums(x + k * stride, t.s, centre[k], 0, &total, &squares)
-                merge_centred(&moments, t.s, centre[k], total, squares)
-                first[channel + k], second[channel + k] = moments.mean, moments.m2
+                chunk_moments(
+                    x + k * stride, t.s, <Py_ssize_t> 0, &first[channel + k], &second[channel + k]
+                )
         channel += some
 
 

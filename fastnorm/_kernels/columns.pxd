@@ -8,7 +8,7 @@ vectors.
 """
 
 from fastnorm._kernels.arrays cimport real
-from fastnorm._kernels.memory cimport prefetch
+from fastnorm._kernels.memory cimport prefetch, prefetch_far
 
 cdef enum:
     STRIP = 1024        # columns whose accumulators live on the stack
@@ -54,7 +54,7 @@ cdef inline void prefetch_rows(
     """STEP columns of each."""
     cdef Py_ssize_t i
     for i in range(rows):
-        prefetch(x + i * stride, STEP * sizeof(real))
+        prefetch_far(x + i * stride, STEP * sizeof(real))
 
 
 cdef inline void eight_squares(

@@ -14,15 +14,26 @@
 
 #define FASTNORM_LINE 64 /* bytes in a cache line */
 
+#if defined(__GNUC__) || defined(__clang__)
+#define FASTNORM_PREFETCH(p, level) __builtin_prefetch(p, 0, level)
+#else
+#define FASTNORM_PREFETCH(p, level) ((void)(p))
+#endif
+
+/* What is wanted next. */
 static inline void fastnorm_prefetch(const void *memory, ptrdiff_t num_bytes)
 {
-#if defined(__GNUC__) || defined(__clang__)
     const char *p = (const char *)memory;
     ptrdiff_t i;
-    for (i = 0; i < num_bytes; i += FASTNORM_LINE) __builtin_prefetch(p + i);
-#else
-    (void)memory, (void)num_bytes;
-#endif
+    for (i = 0; i < num_bytes; i += FASTNORM_LINE) FASTNORM_PREFETCH(p + i, 3);
+}
+
+/* What is wanted after something that fills L1: into L2. */
+static inline void fastnorm_prefetch_far(const void *memory, ptrdiff_t num_bytes)
+{
+    const char *p = (const char *)memory;
+    ptrdiff_t i;
+    for (i = 0; i < num_bytes; i += FASTNORM_LINE) FASTNORM_PREFETCH(p + i, 2);
 }
 
 #if FASTNORM_CAN_STREAM
@@ -41,7 +52,7 @@ static inline void fastnorm_stream_line(char *to, const char *from)
 
 /* Where a piece of a result is computed that is then streamed: it stays in L1. */
 typedef struct {
-    _Alignas(FASTNORM_LINE) char bytes[512];
+    _Alignas(FASTNORM_LINE) char bytes[2048];
 } fastnorm_sink;
 
 /* Memory for a block of an array that is strided or of another type: see operands.pxd. */

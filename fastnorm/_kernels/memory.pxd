@@ -14,8 +14,9 @@ cdef extern from "memory.h" nogil:
     enum:
         LINE "FASTNORM_LINE"            # bytes in a line of the cache
     ctypedef struct Sink "fastnorm_sink":
-        char bytes[512]
+        char bytes[2048]
     void prefetch "fastnorm_prefetch"(const void* memory, Py_ssize_t num_bytes)
+    void prefetch_far "fastnorm_prefetch_far"(const void* memory, Py_ssize_t num_bytes)
     void stream "fastnorm_stream"(void* to, const Sink* sink, Py_ssize_t num_bytes)
     bint CAN_STREAM "FASTNORM_CAN_STREAM"
 

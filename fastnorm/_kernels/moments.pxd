@@ -1,6 +1,6 @@
-"""Count, mean and sum of squared deviations: two passes in cache, combined in double.
+"""Count, mean and sum of squared deviations, of chunks that are combined in double.
 
-Chunks are combined by Chan's formula (Chan, Golub and LeVeque, The American Statistician 37, 1983).
+A chunk's squares are taken about a value close to its mean. Chunks are combined by Chan's formula (Chan, Golub and LeVeque, The American Statistician 37, 1983).
 Σx² - (Σx)²/n is never formed: it loses all digits where the mean is large.
 """
 
@@ -8,8 +8,8 @@ from libc.math cimport INFINITY, fabs, frexp, isfinite, ldexp, sqrt
 
 from fastnorm._kernels.arrays cimport FLOAT32, FLOAT64, Dtype, real
 from fastnorm._kernels.operands cimport Operand, read_elements
-from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, add_centred_sums, add_squares, clear, fold
-from fastnorm._kernels.rows cimport row_sum
+from fastnorm._kernels.rows cimport ALL_LANES, GUESSED, add_squares, clear, fold, guess_centre
+from fastnorm._kernels.rows cimport row_centred_sums, row_sum
 
 
 cdef struct Moments:
@@ -51,22 +51,20 @@ cdef inline void merge_centred(
     merge(a, b)
 
 
-cdef inline real chunk_centre(const real* x, Py_ssize_t n) noexcept nogil:
-    """The first pass over a chunk: its mean, to the digits of the type."""
-    return <real> (row_sum(x, n) / n)
-
-
-cdef inline void chunk_sums(
-    const real* x, Py_ssize_t n, real centre, Py_ssize_t ahead, double* total, double* squares
+cdef inline void chunk_moments(
+    const real* x, Py_ssize_t n, Py_ssize_t ahead, double* mean, double* m2
 ) noexcept nogil:
-    """The second pass: Σ(x - centre), which is what the rounding of the centre left over of the
-    mean, and Σ(x - centre)²."""
-    cdef real lanes[ALL_LANES]
-    cdef real others[ALL_LANES]
-    clear(lanes)
-    clear(others)
-    add_centred_sums(x, n, centre, lanes, others, ahead)
-    total[0], squares[0] = fold(lanes), fold(others)
+    """One sweep, about a guess at the mean: what that is off by, squared, is part of the sum of
+    squares. Where it is more than a standard deviation, there is another sweep, about the mean."""
+    cdef real centre = guess_centre(x, n) if n >= GUESSED else <real> (row_sum(x, n) / n)
+    cdef double total, squares
+    row_centred_sums(x, n, centre, ahead, &total, &squares)
+    if total * (total / n) > squares / 2:
+        centre = <real> (centre + total / n)
+        row_centred_sums(x, n, centre, <Py_ssize_t> 0, &total, &squares)
+    mean[0] = centre + total / n
+    squares -= total * (total / n)
+    m2[0] = 0 if squares < 0 else squares  # by rounding, in a constant row; NaN stays NaN
 
 
 cdef inline double chunk_squares(const real* x, Py_ssize_t n, Py_ssize_t ahead) noexcept nogil:
@@ -80,14 +78,14 @@ cdef inline double chunk_squares(const real* x, Py_ssize_t n, Py_ssize_t ahead) 
 cdef inline void merge_chunk(
     Moments* a, const real* x, Py_ssize_t n, bint centred, Py_ssize_t ahead
 ) noexcept nogil:
-    """Both passes over a chunk; not centred: about 0."""
-    cdef real centre = chunk_centre(x, n) if centred else <real> 0
-    cdef double total = 0, squares
+    """Not centred: about 0."""
+    cdef Moments b
+    b.count, b.mean = n, 0
     if centred:
-        chunk_sums(x, n, centre, ahead, &total, &squares)
+        chunk_moments(x, n, ahead, &b.mean, &b.m2)
     else:
-        squares = chunk_squares(x, n, ahead)
-    merge_centred(a, n, centre, total, squares)
+        b.m2 = chunk_squares(x, n, ahead)
+    merge(a, b)
 
 
 cdef inline double reciprocal_std(double var, double eps) noexcept nogil:

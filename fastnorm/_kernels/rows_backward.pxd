@@ -10,9 +10,9 @@ from libc.stdlib cimport calloc, free, malloc
 
 from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
 from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div, threads_for
-from fastnorm._kernels.memory cimport Writer, flush, open_writer, place, prefetch, streams
+from fastnorm._kernels.memory cimport Writer, flush, open_writer, place, prefetch_far, streams
 from fastnorm._kernels.operands cimport Scratch, load_block, result_block, store_block
-from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, LANES, TAIL, clear, fold, standard
+from fastnorm._kernels.rows cimport CHUNK, row_gradient_sums, standard
 from fastnorm._kernels.rows_narrow cimport backward_narrow
 from fastnorm._kernels.rows_task cimport FLUSH_ROWS, MAX_GROUP, NARROW, PIECE, RowMap, RowSums
 from fastnorm._kernels.rows_task cimport Task, is_cut, kept_map, parameters_of, piece_length
@@ -21,51 +21,20 @@ from fastnorm._kernels.vectors cimport store
 from fastnorm._pool cimport parallel_for
 
 
-cdef inline RowSums row_sums(
-    const real* dy, const real* x, const real* gamma, Py_ssize_t n,
-    real centre, real rstd, real shift, bint centred, Py_ssize_t ahead,
-) noexcept nogil:
-    """Σh and Σ(h·x̂) over a chunk, with h = dy·gamma"""
-    cdef real h_lanes[ALL_LANES]
-    cdef real hx_lanes[ALL_LANES]
-    cdef Py_ssize_t i = 0, j
-    cdef real h
-    cdef RowSums sums
-    clear(h_lanes)
-    clear(hx_lanes)
-    while i + LANES <= n:
-        if ahead:
-            prefetch(dy + i + ahead, LANES * sizeof(real))  # and for x in `gradients`
-        for j in range(LANES):
-            h = dy[i + j] if gamma == NULL else dy[i + j] * gamma[i + j]
-            h_lanes[j] += h
-            hx_lanes[j] += h * standard(x[i + j], centre, rstd, shift, centred)
-        i += LANES
-    while i + TAIL <= n:
-        for j in range(TAIL):
-            h = dy[i + j] if gamma == NULL else dy[i + j] * gamma[i + j]
-            h_lanes[j] += h
-            hx_lanes[j] += h * standard(x[i + j], centre, rstd, shift, centred)
-        i += TAIL
-    while i < n:
-        h = dy[i] if gamma == NULL else dy[i] * gamma[i]
-        h_lanes[LANES] += h
-        hx_lanes[LANES] += h * standard(x[i], centre, rstd, shift, centred)
-        i += 1
-    sums.h = fold(h_lanes) if centred else 0
-    sums.hx = fold(hx_lanes)
-    return sums
-
-
 cdef inline RowSums chunk_row_sums(
     Task* t, const real* x, const real* dy, Py_ssize_t start, Py_ssize_t n, RowMap m,
     Py_ssize_t ahead,
 ) noexcept nogil:
-    """Of n elements of a row, whose parameters begin at `start`."""
-    return row_sums(
-        dy, x, shifted(<const real*> t.gamma, start), n,
-        <real> m.high, <real> m.rstd, <real> m.shift, t.centred, ahead,
+    """Σh and Σ(h·x̂), with h = dy·gamma, of n elements of a row, whose parameters begin at
+    `start`."""
+    cdef RowSums sums
+    row_gradient_sums(
+        dy, x, shifted(<const real*> t.gamma, start), n, <real> m.high, <real> m.rstd, t.centred,
+        ahead, &sums.h, &sums.hx,
     )
+    if t.centred:
+        sums.hx += m.shift * sums.h
+    return sums
 
 
 cdef inline RowSums piece_sums(
@@ -137,7 +106,7 @@ cdef inline void gradients(
         length = n - i
         target = place(writer, dx + i, &length)
         if ahead:
-            prefetch(x + i + ahead, length * sizeof(real))
+            prefetch_far(x + i + ahead, length * sizeof(real))
         row_gradients(
             dy + i, x + i, shifted(<const real*> t.gamma, start + i), target,
             further(dgamma, i), further(dbeta, i), length,

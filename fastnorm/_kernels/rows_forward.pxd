@@ -6,8 +6,8 @@ from libc.stdlib cimport free, malloc
 from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
 from fastnorm._kernels.blocks cimport ceil_div, threads_for
 from fastnorm._kernels.memory cimport Writer, flush, open_writer, place, streams
-from fastnorm._kernels.moments cimport Moments, chunk_centre, chunk_squares, chunk_sums, merge
-from fastnorm._kernels.moments cimport merge_chunk, no_moments
+from fastnorm._kernels.moments cimport Moments, chunk_moments, chunk_squares, merge, merge_chunk
+from fastnorm._kernels.moments cimport no_moments
 from fastnorm._kernels.operands cimport Scratch, load_block, result_block, store_block
 from fastnorm._kernels.rows cimport CHUNK, row_affine
 from fastnorm._kernels.rows_narrow cimport forward_narrow
@@ -21,25 +21,14 @@ cdef inline void group_statistics(
     Task* t, const real* x, Py_ssize_t stride, Py_ssize_t index, Py_ssize_t count,
     Py_ssize_t ahead, double* restrict mean, double* restrict rstd,
 ) noexcept nogil:
-    """Of rows of a chunk at most. One pass over all of them, then the other: each row's passes wait
-    for one another, those of different rows do not."""
-    cdef real centres[MAX_GROUP]
+    """Of rows of a chunk at most."""
     cdef double m2[MAX_GROUP]
-    cdef double total
     cdef Py_ssize_t k
-    if not t.centred:
-        for k in range(count):
+    for k in range(count):
+        if t.centred:
+            chunk_moments(x + k * stride, t.n, ahead, &mean[k], &m2[k])
+        else:
             mean[k], m2[k] = 0, chunk_squares(x + k * stride, t.n, ahead)
-    else:
-        for k in range(count):
-            centres[k] = chunk_centre(x + k * stride, t.n)
-        for k in range(count):
-            chunk_sums(x + k * stride, t.n, centres[k], ahead, &mean[k], &m2[k])
-        for k in range(count):
-            total = mean[k]
-            mean[k] = centres[k] + total / t.n
-            m2[k] = m2[k] - total * (total / t.n)
-            m2[k] = 0 if m2[k] < 0 else m2[k]  # by rounding, in a constant row; NaN stays NaN
     finish_statistics(t, index, count, mean, m2, rstd)
 
 
