@@ -64,9 +64,10 @@ def _weight_gradient(function, x, dy, weight):
     dweight = filled.T if transposed else filled
     if min(m, n) <= _load()[0].MAX_THIN:
         thin, wide, product = (x, dy, dweight) if m <= n else (dy, x, dweight.T)
-        _load()[0].thin_matmul(
+        if not _load()[0].thin_matmul(
             thin, wide, product, rows, min(m, n), max(m, n), dtype, get_num_threads()
-        )
+        ):
+            raise MemoryError(f"{function}: no memory for dweight")
     elif transposed:
         _multiply(function, dy, True, x, False, None, filled, n, m, rows, dtype)
     else:
@@ -77,10 +78,11 @@ def _weight_gradient(function, x, dy, weight):
 def _parameter_gradients(function, dy, x, weight, bias):
     dbias = _arrays.gradient(bias)
     if bias is not None and dy.size:
-        _load()[0].sum_rows(
+        if not _load()[0].sum_rows(
             dy, _arrays.row_count(dy), dy.shape[-1], dbias, _arrays.working_dtype(x),
             get_num_threads(),
-        )
+        ):
+            raise MemoryError(f"{function}: no memory for dbias")
     return _weight_gradient(function, x, dy, weight), dbias
 
 

@@ -139,6 +139,38 @@ def test_no_hidden_copy_in_the_kernels(operation, run_python):
     run_python("-c", RESIDENT, operation.name)
 
 
+SMALL_STACK = """
+import sys, threading
+import numpy as np
+import fastnorm as fn
+from fastnorm._registry import LAYOUTS, OPERATIONS
+
+def call_all():
+    for operation in OPERATIONS:
+        for case in operation.cases:
+            arrays = operation.draw(case, np.float32)
+            first = operation.inputs[0]
+            for name in (first, "dy"):
+                if case.layout == "contiguous":
+                    arrays[name] = LAYOUTS["transposed"](arrays[name].astype(np.float16))
+            for pass_ in ("inference", "forward", "backward"):
+                operation.bind(fn, pass_, case, arrays)()
+    finished.append(True)
+
+finished = []
+threading.stack_size(int(sys.argv[1]))
+thread = threading.Thread(target=call_all)
+thread.start()
+thread.join()
+assert finished
+"""
+
+
+def test_small_stack(run_python):
+    """A thread of Python may have little stack: blocks in scratch memory are not on it."""
+    run_python("-c", SMALL_STACK, str(160 * 1024))
+
+
 # ---- more than 2**31 elements --------------------------------------------------------------------
 
 REPEATS = 2**16 + 1  # of an array of 2**15 elements

@@ -18,7 +18,7 @@ from fastnorm._kernels.affine_sums cimport ThinProduct, sum_block, thin_block
 from fastnorm._kernels.affine_tiles cimport TILE_STEP, Product, run_product, set_matrix
 from fastnorm._kernels.arrays cimport FLOAT32, FLOAT64, Dtype, data_of, itemsize_of
 from fastnorm._kernels.blocks cimport ceil_div, threads_for
-from fastnorm._kernels.operands cimport set_operand
+from fastnorm._kernels.operands cimport release, reserve, set_operand
 from fastnorm._kernels.vectors cimport vector_of
 from fastnorm._pool cimport parallel_for
 
@@ -67,14 +67,19 @@ def sum_rows(
     cnp.dtype working,          # what is computed in: float32 or float64
     int num_threads,
 ):
-    """The sum of the rows: dbias of dy."""
+    """The sum of the rows: dbias of dy. False if there was no memory."""
     cdef ColumnSums t
+    cdef bint done
     t.dtype = dtype_from(working)
     set_operand(&t.x, x, t.dtype)
     t.rows, t.n, t.sums = rows, n, vector_of(sums)
     num_threads = threads_for(rows * n * itemsize_of(t.x.dtype), num_threads)
     with nogil:
-        parallel_for(sum_block, &t, ceil_div(n, SUM_COLUMNS), num_threads)
+        done = reserve(&t.scratch, not t.x.direct, num_threads)
+        if done:
+            parallel_for(sum_block, &t, ceil_div(n, SUM_COLUMNS), num_threads)
+        release(&t.scratch)
+    return done
 
 
 def thin_matmul(
@@ -87,8 +92,9 @@ def thin_matmul(
     cnp.dtype working,          # what is computed in: float32 or float64
     int num_threads,
 ):
-    """C = Aᵀ·B for a thin A."""
+    """C = Aᵀ·B for a thin A. False if there was no memory."""
     cdef ThinProduct t
+    cdef bint done
     t.dtype = dtype_from(working)
     set_operand(&t.a, a, t.dtype)
     set_operand(&t.b, b, t.dtype)
@@ -98,4 +104,8 @@ def thin_matmul(
     t.columns = min(ceil_div(ceil_div(wide, 4), TILE_STEP) * TILE_STEP, <Py_ssize_t> THIN_COLUMNS)
     num_threads = threads_for(rows * wide * itemsize_of(t.b.dtype), num_threads)
     with nogil:
-        parallel_for(thin_block, &t, ceil_div(wide, t.columns), num_threads)
+        done = reserve(&t.scratch, not (t.a.direct and t.b.direct), num_threads)
+        if done:
+            parallel_for(thin_block, &t, ceil_div(wide, t.columns), num_threads)
+        release(&t.scratch)
+    return done

@@ -9,7 +9,8 @@ from fastnorm._kernels.arrays cimport FLOAT32, Dtype, real
 from fastnorm._kernels.blocks cimport ceil_div
 from fastnorm._kernels.columns cimport FLUSH, column_sums, column_weighted_sums
 from fastnorm._kernels.convert cimport write_run
-from fastnorm._kernels.operands cimport ROOM, Operand, Scratch, load_block, padded, room
+from fastnorm._kernels.operands cimport ROOM, Operand, Scratch, load_block, of_this_thread
+from fastnorm._kernels.operands cimport padded, nth, room
 from fastnorm._kernels.vectors cimport Vector, store
 
 cdef enum:
@@ -23,6 +24,7 @@ cdef struct ColumnSums:
     Dtype dtype                 # that is computed in
     Py_ssize_t rows, n
     Operand x                   # (rows, n)
+    Scratch scratch
     Vector sums                 # (n,)
 
 
@@ -51,11 +53,11 @@ cdef inline void sum_strip(ColumnSums* t, Py_ssize_t column, real* scratch) noex
 
 cdef inline void sum_block(void* task, Py_ssize_t block) noexcept nogil:
     cdef ColumnSums* t = <ColumnSums*> task
-    cdef Scratch scratch
+    cdef Scratch scratch = of_this_thread(t.scratch)
     if t.dtype == FLOAT32:
-        sum_strip(t, block * SUM_COLUMNS, <float*> scratch.bytes)
+        sum_strip(t, block * SUM_COLUMNS, <float*> nth(scratch, 0))
     else:
-        sum_strip(t, block * SUM_COLUMNS, <double*> scratch.bytes)
+        sum_strip(t, block * SUM_COLUMNS, <double*> nth(scratch, 0))
 
 
 cdef struct ThinProduct:
@@ -63,6 +65,7 @@ cdef struct ThinProduct:
     Py_ssize_t rows, thin, wide
     Operand a                   # (rows, thin)
     Operand b                   # (rows, wide)
+    Scratch scratch
     Vector c                    # (thin, wide): the first row,
     Py_ssize_t c_step           # and bytes from it to the next
     Py_ssize_t columns          # of a block
@@ -107,9 +110,8 @@ cdef inline void thin_strip(
 
 cdef inline void thin_block(void* task, Py_ssize_t block) noexcept nogil:
     cdef ThinProduct* t = <ThinProduct*> task
-    cdef Scratch a
-    cdef Scratch b
+    cdef Scratch scratch = of_this_thread(t.scratch)
     if t.dtype == FLOAT32:
-        thin_strip(t, block * t.columns, <float*> a.bytes, <float*> b.bytes)
+        thin_strip(t, block * t.columns, <float*> nth(scratch, 0), <float*> nth(scratch, 1))
     else:
-        thin_strip(t, block * t.columns, <double*> a.bytes, <double*> b.bytes)
+        thin_strip(t, block * t.columns, <double*> nth(scratch, 0), <double*> nth(scratch, 1))

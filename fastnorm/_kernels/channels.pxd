@@ -29,7 +29,7 @@ from fastnorm._kernels.channels_task cimport block_at, mapped_view, plan_whole_t
 from fastnorm._kernels.channels_task cimport range_width
 from fastnorm._kernels.columns cimport STRIP
 from fastnorm._kernels.memory cimport streams
-from fastnorm._kernels.operands cimport Scratch
+from fastnorm._kernels.operands cimport Scratch, of_this_thread, nth, release, reserve
 from fastnorm._pool cimport parallel_for
 
 
@@ -141,12 +141,11 @@ cdef inline void reduce_typed(
 
 
 cdef inline void reduce_tile(Channels* t, Block b) noexcept nogil:
-    cdef Scratch x
-    cdef Scratch dy
+    cdef Scratch scratch = of_this_thread(t.scratch)
     if t.dtype == FLOAT32:
-        reduce_typed(t, b, <float*> x.bytes, <float*> dy.bytes)
+        reduce_typed(t, b, <float*> nth(scratch, 0), <float*> nth(scratch, 1))
     else:
-        reduce_typed(t, b, <double*> x.bytes, <double*> dy.bytes)
+        reduce_typed(t, b, <double*> nth(scratch, 0), <double*> nth(scratch, 1))
 
 
 cdef inline void finish_channels(Channels* t, Block b) noexcept nogil:
@@ -173,13 +172,17 @@ cdef inline void map_typed(
 
 
 cdef inline void map_tile(Channels* t, Block b) noexcept nogil:
-    cdef Scratch x
-    cdef Scratch source
-    cdef Scratch y
+    cdef Scratch scratch = of_this_thread(t.scratch)
     if t.dtype == FLOAT32:
-        map_typed(t, b, <float*> x.bytes, <float*> source.bytes, <float*> y.bytes)
+        map_typed(
+            t, b,
+            <float*> nth(scratch, 0), <float*> nth(scratch, 1), <float*> nth(scratch, 2),
+        )
     else:
-        map_typed(t, b, <double*> x.bytes, <double*> source.bytes, <double*> y.bytes)
+        map_typed(
+            t, b,
+            <double*> nth(scratch, 0), <double*> nth(scratch, 1), <double*> nth(scratch, 2),
+        )
 
 
 # The blocks of the phases: of all samples one after another.
@@ -277,6 +280,10 @@ cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
     )
     if memory == NULL:
         return False
+    if not reserve(&t.scratch, not t.direct, team):
+        free(memory)
+        return False
+    mapped.scratch = t.scratch
     t.first = mapped.first = <double*> memory
     t.second = mapped.second = <double*> (memory + partials)
     t.coefficients = mapped.coefficients = memory + 2 * partials
@@ -295,5 +302,6 @@ cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
         parallel_for(
             map_block, mapped, t.batch * mapped.map_grid.ranges * mapped.map_grid.tiles, team
         )
+    release(&t.scratch)
     free(memory)
     return True

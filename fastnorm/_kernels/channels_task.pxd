@@ -6,7 +6,7 @@ from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport BLOCK_BYTES, MAX_PARTIALS, ceil_div
 from fastnorm._kernels.columns cimport FOUR, STRIP
 from fastnorm._kernels.moments cimport Extent, rescue
-from fastnorm._kernels.operands cimport Operand, room, set_operand
+from fastnorm._kernels.operands cimport Operand, Scratch, room, set_operand
 
 cdef enum:
     MIN_PLANE = 128             # elements: shorter planes are columns
@@ -84,6 +84,7 @@ cdef struct Channels:
     const Operand* y
     bint direct                 # so are all of these: see operands.pxd
     Py_ssize_t room             # elements of a block of them
+    Scratch scratch             # for blocks
 
     bint planes
     Py_ssize_t repeats          # rows of the view in a row of columns

@@ -31,9 +31,9 @@ from fastnorm._kernels.channels_task cimport set_coefficients, set_operands, use
 from fastnorm._kernels.group_norm_rows cimport GroupRows, are_rows, backward_rows_of_groups
 from fastnorm._kernels.memory cimport streams
 from fastnorm._kernels.moments cimport is_usable, reciprocal_std
-from fastnorm._kernels.operands cimport set_operand, working_dtype
+from fastnorm._kernels.operands cimport release, set_operand, working_dtype
 from fastnorm._kernels.rows_forward cimport forward_block
-from fastnorm._kernels.rows_task cimport Task, set_group, set_view
+from fastnorm._kernels.rows_task cimport Task, reserve_scratch, set_group, set_view
 from fastnorm._kernels.vectors cimport Vector, load, store, vector_of
 from fastnorm._pool cimport parallel_for
 
@@ -349,10 +349,12 @@ cdef int run_rows(
         t.gamma = expanded(gamma, t.dtype, num_groups * group, s)
         t.beta = expanded(beta, t.dtype, num_groups * group, s)
         with nogil:
-            if operands == 2:
+            done = reserve_scratch(t, num_threads)
+            if done and operands == 2:
                 done = backward_rows_of_groups(rows, num_threads)
-            else:
+            elif done:
                 parallel_for(forward_block, t, ceil_div(t.rows, t.rows_per_block), num_threads)
+            release(&t.scratch)
         if not done:
             raise MemoryError
     except MemoryError:

@@ -10,7 +10,7 @@ from libc.stdlib cimport calloc, free
 from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
 from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div, threads_for
 from fastnorm._kernels.memory cimport Writer, flush, open_writer
-from fastnorm._kernels.operands cimport Scratch
+from fastnorm._kernels.operands cimport Scratch, of_this_thread, nth
 from fastnorm._kernels.rows cimport CHUNK
 from fastnorm._kernels.rows_backward cimport backward_group, backward_long_row, flush_sums
 from fastnorm._kernels.rows_task cimport FLUSH_ROWS, PIECE, Task
@@ -82,18 +82,16 @@ cdef inline void add_samples(
 cdef inline void samples_block(void* task, Py_ssize_t block) noexcept nogil:
     cdef GroupRows* g = <GroupRows*> task
     cdef Py_ssize_t range_ = block // g.tiles, tile = block % g.tiles
-    cdef Scratch x
-    cdef Scratch dy
-    cdef Scratch dx
+    cdef Scratch scratch = of_this_thread(g.task.scratch)
     if g.task.dtype == FLOAT32:
         add_samples(
-            g, range_, tile, <float*> g.sums, <float*> x.bytes, <float*> dy.bytes,
-            <float*> dx.bytes,
+            g, range_, tile, <float*> g.sums,
+            <float*> nth(scratch, 0), <float*> nth(scratch, 1), <float*> nth(scratch, 2),
         )
     else:
         add_samples(
-            g, range_, tile, <double*> g.sums, <double*> x.bytes, <double*> dy.bytes,
-            <double*> dx.bytes,
+            g, range_, tile, <double*> g.sums,
+            <double*> nth(scratch, 0), <double*> nth(scratch, 1), <double*> nth(scratch, 2),
         )
 
 

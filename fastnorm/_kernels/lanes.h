@@ -1,7 +1,7 @@
-/* Sums over a run of elements, in LANES lanes that take turns: element i goes to lane i % LANES. What is left of the run
-   goes to TAIL lanes of its own, and what is left of that to one. The order of the additions is thus the same for any width
-   of vectors. Lanes live in vectors that are named here, because compilers keep an array of lanes in memory at times, where
-   each addition waits for the one before to be stored. */
+/* Sums over a run of elements, in LANES lanes that take turns: element i goes to lane i % LANES. What is left of the
+   run goes to TAIL lanes of its own, and what is left of that to one. The order of the additions is thus the same for
+   any width of vectors. Lanes live in vectors that are named here, because compilers keep an array of lanes in memory
+   at times, where each addition waits for the one before to be stored. */
 #ifndef FASTNORM_LANES_H
 #define FASTNORM_LANES_H
 
@@ -27,7 +27,8 @@ enum {
 #endif
 
 #if defined(__GNUC__) || defined(__clang__)
-#define FASTNORM_VECTOR_OF(real, num_bytes) real __attribute__((vector_size(num_bytes), aligned(sizeof(real)), may_alias))
+#define FASTNORM_VECTOR_OF(real, num_bytes) \
+    real __attribute__((vector_size(num_bytes), aligned(sizeof(real)), may_alias))
 #define FASTNORM_UNROLL _Pragma("GCC unroll 32")
 #define FASTNORM_INLINE static inline __attribute__((always_inline))
 #else /* vectors of one element, which the compiler may put together */

@@ -58,10 +58,7 @@ typedef struct {
 /* Memory for a block of an array that is strided or of another type: see operands.pxd. */
 #define FASTNORM_SCRATCH 65536 /* bytes of elements, and what lets each of its rows begin on a line */
 #define FASTNORM_SCRATCH_ROWS 64
-
-typedef struct {
-    _Alignas(FASTNORM_LINE) char bytes[FASTNORM_SCRATCH + FASTNORM_SCRATCH_ROWS * 4 * FASTNORM_LINE];
-} fastnorm_scratch;
+#define FASTNORM_SCRATCH_BYTES (FASTNORM_SCRATCH + FASTNORM_SCRATCH_ROWS * 4 * FASTNORM_LINE)
 
 /* A copy to the begin of a cache line, whose whole lines go to memory without being read first. The pool issues the
    fence. */

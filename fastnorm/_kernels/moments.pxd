@@ -1,6 +1,7 @@
 """Count, mean and sum of squared deviations, of chunks that are combined in double.
 
-A chunk's squares are taken about a value close to its mean. Chunks are combined by Chan's formula (Chan, Golub and LeVeque, The American Statistician 37, 1983).
+A chunk's squares are taken about a value close to its mean. Chunks are combined by Chan's formula
+(Chan, Golub and LeVeque, The American Statistician 37, 1983).
 Σx² - (Σx)²/n is never formed: it loses all digits where the mean is large.
 """
 

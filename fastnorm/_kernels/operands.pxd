@@ -3,19 +3,20 @@
 An element has an index, which counts in C order through the axes of the view. A kernel asks for a
 block, `rows` runs of n elements whose indices begin `step` apart, in the type that it computes in.
 Where the array is contiguous and of that type, a block is a pointer into it; else it is a copy in
-scratch memory of the caller, which stays in cache. A result goes the other way.
+scratch memory, which stays in cache. A result goes the other way.
 
 What is computed from a block does not depend on which of the two it is.
 """
 
 cimport numpy as cnp
 from libc.stdint cimport uintptr_t
-from libc.stdlib cimport llabs
+from libc.stdlib cimport free, llabs, malloc
 
 from fastnorm._kernels.arrays cimport FLOAT32, FLOAT64, NONE, Dtype, data_of, dtype_of
 from fastnorm._kernels.arrays cimport itemsize_of, real
 from fastnorm._kernels.convert cimport read_run, write_run
-from fastnorm._kernels.memory cimport Writer, place_bytes, prefetch
+from fastnorm._kernels.memory cimport LINE, Writer, place_bytes, prefetch
+from fastnorm._pool cimport participant
 
 cdef extern from "transpose.h" nogil:
     void transpose_float "fastnorm_transpose_float"(
@@ -27,13 +28,19 @@ cdef extern from "memory.h" nogil:
     enum:
         SCRATCH "FASTNORM_SCRATCH"              # bytes of a block, at most,
         SCRATCH_ROWS "FASTNORM_SCRATCH_ROWS"    # in as many rows
-    ctypedef struct Scratch "fastnorm_scratch":
-        char bytes[65536]
+        SCRATCH_BYTES "FASTNORM_SCRATCH_BYTES"  # that it takes
 
 cdef enum:
     MAX_AXES = 64               # NumPy's limit
     ROOM = 4096                 # elements of a block that stays in L1
     SIDE = 16                   # of the tiles in which rows and columns change places
+
+
+# Memory for blocks of three arrays, which every thread has for itself. It is not on the stack: a
+# thread's may be small.
+cdef struct Scratch:
+    char* memory
+    char* first                 # of the first thread; NULL where nobody needs it
 
 
 cdef struct Operand:
@@ -49,6 +56,33 @@ cdef struct Operand:
 cdef inline Dtype working_dtype(cnp.ndarray x) noexcept:
     """What is computed in."""
     return FLOAT64 if dtype_of(x) == FLOAT64 else FLOAT32
+
+
+cdef inline bint reserve(Scratch* scratch, bint is_needed, int num_threads) noexcept nogil:
+    """False: no memory. It is to be released."""
+    scratch.memory = scratch.first = NULL
+    if is_needed:
+        scratch.memory = <char*> malloc(num_threads * 3 * <Py_ssize_t> SCRATCH_BYTES + LINE)
+        if scratch.memory == NULL:
+            return False
+        scratch.first = scratch.memory + (LINE - <Py_ssize_t> (<uintptr_t> scratch.memory % LINE))
+    return True
+
+
+cdef inline void release(Scratch* scratch) noexcept nogil:
+    free(scratch.memory)
+
+
+cdef inline Scratch of_this_thread(Scratch scratch) noexcept nogil:
+    """In a block: that of the thread which runs it."""
+    if scratch.first != NULL:
+        scratch.first += participant() * 3 * <Py_ssize_t> SCRATCH_BYTES
+    return scratch
+
+
+cdef inline char* nth(Scratch scratch, int array) noexcept nogil:
+    """The memory for the first (0), second or third array of a kernel."""
+    return NULL if scratch.first == NULL else scratch.first + array * <Py_ssize_t> SCRATCH_BYTES
 
 
 cdef inline bint is_turned(const Operand* o) noexcept nogil:

@@ -11,12 +11,13 @@ from libc.stdlib cimport calloc, free, malloc
 from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
 from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div, threads_for
 from fastnorm._kernels.memory cimport Writer, flush, open_writer, place, prefetch_far, streams
-from fastnorm._kernels.operands cimport Scratch, load_block, result_block, store_block
+from fastnorm._kernels.operands cimport Scratch, load_block, of_this_thread, release
+from fastnorm._kernels.operands cimport nth, result_block, store_block
 from fastnorm._kernels.rows cimport CHUNK, row_gradient_sums, standard
 from fastnorm._kernels.rows_narrow cimport backward_narrow
 from fastnorm._kernels.rows_task cimport FLUSH_ROWS, MAX_GROUP, NARROW, PIECE, RowMap, RowSums
 from fastnorm._kernels.rows_task cimport Task, is_cut, kept_map, parameters_of, piece_length
-from fastnorm._kernels.rows_task cimport shifted
+from fastnorm._kernels.rows_task cimport reserve_scratch, shifted
 from fastnorm._kernels.vectors cimport store
 from fastnorm._pool cimport parallel_for
 
@@ -236,18 +237,16 @@ cdef inline void backward_block(void* task, Py_ssize_t block) noexcept nogil:
     cdef Py_ssize_t last = min(first + t.rows_per_block, t.rows)
     cdef Py_ssize_t offset = 0 if t.by_length else 2 * block * t.n
     cdef double* partial = t.partials + offset
-    cdef Scratch x
-    cdef Scratch dy
-    cdef Scratch dx
+    cdef Scratch scratch = of_this_thread(t.scratch)
     if t.dtype == FLOAT32:
         backward_typed(
             t, first, last, partial, <float*> t.sums + offset,
-            <float*> x.bytes, <float*> dy.bytes, <float*> dx.bytes,
+            <float*> nth(scratch, 0), <float*> nth(scratch, 1), <float*> nth(scratch, 2),
         )
     else:
         backward_typed(
             t, first, last, partial, <double*> t.sums + offset,
-            <double*> x.bytes, <double*> dy.bytes, <double*> dx.bytes,
+            <double*> nth(scratch, 0), <double*> nth(scratch, 1), <double*> nth(scratch, 2),
         )
 
 
@@ -289,12 +288,15 @@ cdef inline void sums_block(void* task, Py_ssize_t block) noexcept nogil:
     """The row sums of one piece."""
     cdef Task* t = <Task*> task
     cdef Py_ssize_t index = block // t.pieces, piece = block % t.pieces
-    cdef Scratch x
-    cdef Scratch dy
+    cdef Scratch scratch = of_this_thread(t.scratch)
     if t.dtype == FLOAT32:
-        t.row_sums[block] = piece_sums(t, index, piece, <float*> x.bytes, <float*> dy.bytes)
+        t.row_sums[block] = piece_sums(
+            t, index, piece, <float*> nth(scratch, 0), <float*> nth(scratch, 1)
+        )
     else:
-        t.row_sums[block] = piece_sums(t, index, piece, <double*> x.bytes, <double*> dy.bytes)
+        t.row_sums[block] = piece_sums(
+            t, index, piece, <double*> nth(scratch, 0), <double*> nth(scratch, 1)
+        )
 
 
 cdef inline void column_gradients(
@@ -326,14 +328,16 @@ cdef inline void column_gradients(
 
 cdef inline void columns_block(void* task, Py_ssize_t block) noexcept nogil:
     cdef Task* t = <Task*> task
-    cdef Scratch x
-    cdef Scratch dy
-    cdef Scratch dx
+    cdef Scratch scratch = of_this_thread(t.scratch)
     if t.dtype == FLOAT32:
-        column_gradients(t, block * CHUNK, <float*> x.bytes, <float*> dy.bytes, <float*> dx.bytes)
+        column_gradients(
+            t, block * CHUNK,
+            <float*> nth(scratch, 0), <float*> nth(scratch, 1), <float*> nth(scratch, 2),
+        )
     else:
         column_gradients(
-            t, block * CHUNK, <double*> x.bytes, <double*> dy.bytes, <double*> dx.bytes
+            t, block * CHUNK,
+            <double*> nth(scratch, 0), <double*> nth(scratch, 1), <double*> nth(scratch, 2),
         )
 
 
@@ -361,4 +365,8 @@ cdef inline bint run_backward(Task* t, int num_threads) noexcept nogil:
     cdef Py_ssize_t num_bytes = t.rows * t.n * itemsize_of(t.x.dtype)
     cdef int team = threads_for(num_bytes, num_threads)
     t.streams = streams(3 * num_bytes)
-    return backward_pieces(t, team) if is_cut(t) else backward_whole_rows(t, team)
+    cdef bint has_memory = reserve_scratch(t, team)
+    if has_memory:
+        has_memory = backward_pieces(t, team) if is_cut(t) else backward_whole_rows(t, team)
+    release(&t.scratch)
+    return has_memory

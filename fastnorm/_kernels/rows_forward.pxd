@@ -8,12 +8,13 @@ from fastnorm._kernels.blocks cimport ceil_div, threads_for
 from fastnorm._kernels.memory cimport Writer, flush, open_writer, place, streams
 from fastnorm._kernels.moments cimport Moments, chunk_moments, chunk_squares, merge, merge_chunk
 from fastnorm._kernels.moments cimport no_moments
-from fastnorm._kernels.operands cimport Scratch, load_block, result_block, store_block
+from fastnorm._kernels.operands cimport Scratch, load_block, of_this_thread, release
+from fastnorm._kernels.operands cimport nth, result_block, store_block
 from fastnorm._kernels.rows cimport CHUNK, row_affine
 from fastnorm._kernels.rows_narrow cimport forward_narrow
 from fastnorm._kernels.rows_task cimport MAX_GROUP, NARROW, PIECE, RowMap, Task
 from fastnorm._kernels.rows_task cimport finish_statistics, is_cut, parameters_of
-from fastnorm._kernels.rows_task cimport piece_length, row_map, shifted
+from fastnorm._kernels.rows_task cimport piece_length, reserve_scratch, row_map, shifted
 from fastnorm._pool cimport parallel_for
 
 
@@ -147,12 +148,11 @@ cdef inline void forward_block(void* task, Py_ssize_t block) noexcept nogil:
     cdef Task* t = <Task*> task
     cdef Py_ssize_t first = block * t.rows_per_block
     cdef Py_ssize_t last = min(first + t.rows_per_block, t.rows)
-    cdef Scratch x
-    cdef Scratch y
+    cdef Scratch scratch = of_this_thread(t.scratch)
     if t.dtype == FLOAT32:
-        forward_typed(t, first, last, <float*> x.bytes, <float*> y.bytes)
+        forward_typed(t, first, last, <float*> nth(scratch, 0), <float*> nth(scratch, 2))
     else:
-        forward_typed(t, first, last, <double*> x.bytes, <double*> y.bytes)
+        forward_typed(t, first, last, <double*> nth(scratch, 0), <double*> nth(scratch, 2))
 
 
 cdef inline void moments_block(void* task, Py_ssize_t block) noexcept nogil:
@@ -160,11 +160,11 @@ cdef inline void moments_block(void* task, Py_ssize_t block) noexcept nogil:
     cdef Task* t = <Task*> task
     cdef Py_ssize_t index = block // t.pieces, piece = block % t.pieces
     cdef Py_ssize_t start = piece * PIECE, length = piece_length(t, piece)
-    cdef Scratch x
+    cdef Scratch scratch = of_this_thread(t.scratch)
     if t.dtype == FLOAT32:
-        t.moments[block] = piece_moments(t, index, start, length, <float*> x.bytes)
+        t.moments[block] = piece_moments(t, index, start, length, <float*> nth(scratch, 0))
     else:
-        t.moments[block] = piece_moments(t, index, start, length, <double*> x.bytes)
+        t.moments[block] = piece_moments(t, index, start, length, <double*> nth(scratch, 0))
 
 
 cdef inline void normalize_block(void* task, Py_ssize_t block) noexcept nogil:
@@ -173,14 +173,19 @@ cdef inline void normalize_block(void* task, Py_ssize_t block) noexcept nogil:
     cdef Py_ssize_t index = block // t.pieces, piece = block % t.pieces
     cdef Py_ssize_t start = piece * PIECE, length = piece_length(t, piece)
     cdef RowMap m = t.maps[index]
-    cdef Scratch x
-    cdef Scratch y
+    cdef Scratch scratch = of_this_thread(t.scratch)
     cdef Writer writer
     open_writer(&writer, t.streams, t.y.direct)
     if t.dtype == FLOAT32:
-        normalize_long(t, index, start, length, m, <float*> x.bytes, <float*> y.bytes, &writer)
+        normalize_long(
+            t, index, start, length, m,
+            <float*> nth(scratch, 0), <float*> nth(scratch, 2), &writer,
+        )
     else:
-        normalize_long(t, index, start, length, m, <double*> x.bytes, <double*> y.bytes, &writer)
+        normalize_long(
+            t, index, start, length, m,
+            <double*> nth(scratch, 0), <double*> nth(scratch, 2), &writer,
+        )
     flush(&writer)
 
 
@@ -212,7 +217,10 @@ cdef inline bint run_forward(Task* t, int num_threads) noexcept nogil:
     cdef Py_ssize_t num_bytes = t.rows * t.n * itemsize_of(t.x.dtype)
     cdef int team = threads_for(num_bytes, num_threads)
     t.streams = streams(2 * num_bytes)
-    if is_cut(t):
-        return forward_pieces(t, team)
-    parallel_for(forward_block, t, ceil_div(t.rows, t.rows_per_block), team)
-    return True
+    cdef bint has_memory = reserve_scratch(t, team)
+    if has_memory and is_cut(t):
+        has_memory = forward_pieces(t, team)
+    elif has_memory:
+        parallel_for(forward_block, t, ceil_div(t.rows, t.rows_per_block), team)
+    release(&t.scratch)
+    return has_memory

@@ -6,7 +6,7 @@ from libc.math cimport sqrt
 from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport ceil_div, rows_per_block
 from fastnorm._kernels.moments cimport Extent, Moments, is_usable, rescue
-from fastnorm._kernels.operands cimport Operand, room
+from fastnorm._kernels.operands cimport Operand, Scratch, reserve, room
 from fastnorm._kernels.rows cimport CHUNK
 from fastnorm._kernels.vectors cimport Vector, load, store
 
@@ -47,6 +47,7 @@ cdef struct Task:
     Operand x                   # (M, N)
     Operand dy                  # (M, N)
     Operand y                   # (M, N), y or dx
+    Scratch scratch             # for blocks of these
     Py_ssize_t period           # rows with parameters of their own, which the next rows share
     const void* gamma           # (period, N) or NULL
     const void* beta            # (period, N) or NULL
@@ -83,6 +84,12 @@ cdef inline void set_group(Task* t, Py_ssize_t operands) noexcept nogil:
     if t.n > CHUNK:  # rows that go through the passes chunk by chunk
         t.group = 1
     t.group = max(t.group, <Py_ssize_t> 1)
+
+
+cdef inline bint reserve_scratch(Task* t, int num_threads) noexcept nogil:
+    """False: no memory."""
+    cdef bint is_direct = t.x.direct and t.y.direct and t.dy.direct and t.n >= NARROW
+    return reserve(&t.scratch, not is_direct, num_threads)
 
 
 cdef inline bint is_cut(Task* t) noexcept nogil:

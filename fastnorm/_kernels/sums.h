@@ -74,7 +74,8 @@ FASTNORM_INLINE double FASTNORM_NAME(sum)(const real *x, ptrdiff_t n)
 {
     lanes a = FASTNORM_NAME(no_lanes)();
     ptrdiff_t i = 0, k;
-    for (; i + FASTNORM_LANES <= n; i += FASTNORM_LANES) EACH(k, VECTORS) a.main[k] += *(const vector *)(x + i + k * WIDTH);
+    for (; i + FASTNORM_LANES <= n; i += FASTNORM_LANES)
+        EACH(k, VECTORS) a.main[k] += *(const vector *)(x + i + k * WIDTH);
     for (; i + FASTNORM_TAIL <= n; i += FASTNORM_TAIL) EACH(k, EIGHTS) a.tail[k] += ((const eight *)(x + i))[k];
     for (; i < n; ++i) a.rest += x[i];
     return FASTNORM_NAME(fold_lanes)(a);
@@ -106,9 +107,9 @@ FASTNORM_INLINE void FASTNORM_NAME(add_short_centred)(
     *sums = a, *squares = b;
 }
 
-/* The same by short sums, which are added to long ones. Where the mean is large, x - centre is a small multiple k of the
-   last digit of x, and k² mod 8 is 0, 1 or 4: added one by one to a large sum, squares round down more often than up. Sums
-   of 16 do not. */
+/* The same by short sums, which are added to long ones. Where the mean is large, x - centre is a small multiple k of
+   the last digit of x, and k² mod 8 is 0, 1 or 4: added one by one to a large sum, squares round down more often than
+   up. Sums of 16 do not. */
 FASTNORM_INLINE void FASTNORM_NAME(add_centred_lanes)(
     const real *x, ptrdiff_t n, real centre, ptrdiff_t ahead, lanes *sums, lanes *squares)
 {
@@ -137,8 +138,8 @@ FASTNORM_INLINE void FASTNORM_NAME(centred_sums)(
     *sum = FASTNORM_NAME(fold_lanes)(a), *squares = FASTNORM_NAME(fold_lanes)(b);
 }
 
-/* squares += x². Short sums are added to long ones: equal terms, such as those of a constant row, round the same way at
-   every addition to a long one. */
+/* squares += x². Short sums are added to long ones: equal terms, such as those of a constant row, round the same way
+   at every addition to a long one. */
 FASTNORM_INLINE void FASTNORM_NAME(add_squares)(const real *x, ptrdiff_t n, ptrdiff_t ahead, real *squares)
 {
     ptrdiff_t i = 0, k, stop;
@@ -163,11 +164,11 @@ FASTNORM_INLINE void FASTNORM_NAME(add_squares)(const real *x, ptrdiff_t n, ptrd
     }
 }
 
-/* sums += h;  products += h·(x - centre)·inverse  with h = dy·gamma, or dy where there is no gamma. Not centred: the centre
-   is 0, and the sums are not wanted. x_ahead: the same for x. */
+/* sums += h;  products += h·(x - centre)·inverse  with h = dy·gamma, or dy where there is no gamma. Not centred: the
+   centre is 0, and the sums are not wanted. x_ahead: the same for x. */
 FASTNORM_INLINE void FASTNORM_NAME(add_products)(
-    const real *dy, const real *x, const real *gamma, ptrdiff_t n, real centre, real inverse, int centred, ptrdiff_t ahead,
-    ptrdiff_t x_ahead, lanes *sums, lanes *products)
+    const real *dy, const real *x, const real *gamma, ptrdiff_t n, real centre, real inverse, int centred,
+    ptrdiff_t ahead, ptrdiff_t x_ahead, lanes *sums, lanes *products)
 {
     lanes a = FASTNORM_NAME(no_lanes)(), b = a;
     ptrdiff_t i = 0, k;
@@ -199,8 +200,8 @@ FASTNORM_INLINE void FASTNORM_NAME(add_products)(
 
 /* One loop for each kind. */
 FASTNORM_INLINE void FASTNORM_NAME(add_gradient_lanes)(
-    const real *dy, const real *x, const real *gamma, ptrdiff_t n, real centre, real inverse, int centred, ptrdiff_t ahead,
-    ptrdiff_t x_ahead, lanes *sums, lanes *products)
+    const real *dy, const real *x, const real *gamma, ptrdiff_t n, real centre, real inverse, int centred,
+    ptrdiff_t ahead, ptrdiff_t x_ahead, lanes *sums, lanes *products)
 {
     if (gamma && centred)
         FASTNORM_NAME(add_products)(dy, x, gamma, n, centre, inverse, 1, ahead, x_ahead, sums, products);
@@ -216,13 +217,14 @@ FASTNORM_INLINE void FASTNORM_NAME(add_gradients)(
     const real *dy, const real *x, ptrdiff_t n, real centre, real inverse, int centred, ptrdiff_t ahead, real *sums,
     real *products)
 {
-    FASTNORM_NAME(add_gradient_lanes)(dy, x, NULL, n, centre, inverse, centred, ahead, ahead, (lanes *)sums, (lanes *)products);
+    FASTNORM_NAME(add_gradient_lanes)(
+        dy, x, NULL, n, centre, inverse, centred, ahead, ahead, (lanes *)sums, (lanes *)products);
 }
 
 /* Memory is asked for of dy alone: x is swept once more. */
 FASTNORM_INLINE void FASTNORM_NAME(gradient_sums)(
-    const real *dy, const real *x, const real *gamma, ptrdiff_t n, real centre, real inverse, int centred, ptrdiff_t ahead,
-    double *sum, double *products)
+    const real *dy, const real *x, const real *gamma, ptrdiff_t n, real centre, real inverse, int centred,
+    ptrdiff_t ahead, double *sum, double *products)
 {
     lanes a = FASTNORM_NAME(no_lanes)(), b = a;
     FASTNORM_NAME(add_gradient_lanes)(dy, x, gamma, n, centre, inverse, centred, ahead, 0, &a, &b);

@@ -16,8 +16,10 @@ static inline void fastnorm_four_by_four_float(const float *from, ptrdiff_t step
     memcpy(&c, from + 2 * step, sizeof c), memcpy(&d, from + 3 * step, sizeof d);
     low = __builtin_shufflevector(a, b, 0, 4, 1, 5), high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
     other_low = __builtin_shufflevector(c, d, 0, 4, 1, 5), other_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-    a = __builtin_shufflevector(low, other_low, 0, 1, 4, 5), b = __builtin_shufflevector(low, other_low, 2, 3, 6, 7);
-    c = __builtin_shufflevector(high, other_high, 0, 1, 4, 5), d = __builtin_shufflevector(high, other_high, 2, 3, 6, 7);
+    a = __builtin_shufflevector(low, other_low, 0, 1, 4, 5);
+    b = __builtin_shufflevector(low, other_low, 2, 3, 6, 7);
+    c = __builtin_shufflevector(high, other_high, 0, 1, 4, 5);
+    d = __builtin_shufflevector(high, other_high, 2, 3, 6, 7);
     memcpy(to, &a, sizeof a), memcpy(to + to_step, &b, sizeof b);
     memcpy(to + 2 * to_step, &c, sizeof c), memcpy(to + 3 * to_step, &d, sizeof d);
 #else
