@@ -28,6 +28,11 @@ from .layer_norm import layer_norm, layer_norm_backward, layer_norm_forward
 from .rms_norm import rms_norm, rms_norm_backward, rms_norm_forward
 from .weight_norm import weight_norm, weight_norm_backward, weight_norm_forward
 
+try:
+    from . import _threadpoolctl  # noqa: F401
+except ImportError:  # threadpoolctl is not installed, or too old to take further libraries
+    pass
+
 __version__ = _version("fastnorm-kernels")
 
 __all__ = [

@@ -1,4 +1,4 @@
-# cython: boundscheck=False, wraparound=False, freethreading_compatible=True
+# cython: boundscheck=False, wraparound=False
 """All checking of arguments and all reshaping to canonical views.
 
 A check raises before anything is written, and its message names the function, the argument, what
@@ -71,7 +71,15 @@ cpdef cnp.ndarray array(function, name, value):
             f"fill it first"
         )
     else:
-        a = np.asarray(value)
+        try:
+            a = np.asarray(value)
+        except MemoryError:
+            raise
+        except Exception as error:  # of whatever kind: `value` may have methods of its own
+            raise TypeError(
+                f"{function}: {name} must be an array of {_DTYPE_NAMES}, "
+                f"got {type(value).__name__}: {error}"
+            ) from error
     if not has_known_dtype(a):
         raise TypeError(f"{function}: {name} must be an array of {_DTYPE_NAMES}, got {a.dtype}")
     return a
@@ -111,11 +119,13 @@ cpdef cnp.ndarray running(function, name, value, tuple shape, bint written):
 
 def output(function, out, tuple shape, cnp.dtype dtype, *inputs, may_be=None):
     """`out`, or a new array. It must not overlap an input, but may be `may_be` itself."""
+    given = out
     if out is None:
         return empty(shape, dtype)
     if not cnp.PyArray_CheckExact(out):
         if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
             raise TypeError(f"{function}: out must be an ndarray, got {type(out).__name__}")
+        out = np.asarray(out)  # whatever a subclass makes of its attributes
     cdef cnp.ndarray result = out
     if not has_shape(result, shape):
         raise ValueError(f"{function}: out must have shape {shape}, got {out.shape}")
@@ -131,7 +141,7 @@ def output(function, out, tuple shape, cnp.dtype dtype, *inputs, may_be=None):
     for name, a in inputs:
         if a is not None and overlap(result, a) and not (a is may_be and is_same(result, a)):
             raise ValueError(f"{function}: out must not overlap {name}")
-    return out
+    return given
 
 
 cpdef bint is_same(cnp.ndarray a, cnp.ndarray b):
@@ -194,6 +204,17 @@ cpdef real(function, name, value):
     except (TypeError, ValueError):
         raise TypeError(
             f"{function}: {name} must be a real number, got {type(value).__name__}"
+        ) from None
+    except OverflowError:
+        raise ValueError(f"{function}: {name} must be finite, got {value}") from None
+
+
+cpdef bint flag(function, name, value) except -1:
+    try:
+        return bool(value)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{function}: {name} must be True or False, got {type(value).__name__}"
         ) from None
 
 
@@ -265,6 +286,23 @@ def fields(function, cache, kind):
     return cache
 
 
+cpdef cnp.ndarray kept(function, name, value, tuple shape):
+    """A statistic of a cache: as forward made it, unless x has got another shape since."""
+    if cnp.PyArray_CheckExact(value):
+        a = <cnp.ndarray> value
+        if (
+            cnp.PyArray_TYPE(a) == cnp.NPY_DOUBLE and cnp.PyArray_IS_C_CONTIGUOUS(a)
+            and has_shape(a, shape)
+        ):
+            return a
+        value = f"{a.dtype} {(<object> a).shape}"
+    else:
+        value = type(value).__name__
+    raise ValueError(
+        f"{function}: {name} must be as forward returned it, float64 {shape}, got {value}"
+    )
+
+
 # New arrays
 
 
@@ -306,7 +344,12 @@ cpdef cnp.ndarray contiguous(cnp.ndarray a):
 
 cpdef cnp.ndarray ordered(cnp.ndarray a, order):
     """A view of `a` with its axes in `order`; None: as they are."""
-    return a if order is None else a.transpose(order)
+    cdef cnp.npy_intp axes[cnp.NPY_MAXDIMS]
+    cdef cnp.PyArray_Dims permutation
+    if order is None:
+        return a
+    permutation.ptr, permutation.len = axes, lengths_of(order, axes)
+    return cnp.PyArray_Transpose(a, &permutation)  # no method, which a subclass may have changed
 
 
 cpdef cnp.ndarray cast(cnp.ndarray a, cnp.dtype dtype):
@@ -328,6 +371,11 @@ cpdef cnp.ndarray cast(cnp.ndarray a, cnp.dtype dtype):
             <double*> cnp.PyArray_DATA(result),
         )
     return result
+
+
+cpdef tuple reduced(cnp.ndarray a, tuple axes):
+    """The shape of statistics over these axes, which have length 1."""
+    return tuple([1 if i in axes else cnp.PyArray_DIM(a, i) for i in range(cnp.PyArray_NDIM(a))])
 
 
 cpdef tuple row_view(cnp.ndarray a, tuple axes):

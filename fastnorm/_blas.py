@@ -6,6 +6,7 @@ process, so it is restored by the last of the callers that are inside.
 """
 
 import ctypes
+import os
 import threading
 from contextlib import nullcontext
 
@@ -84,5 +85,18 @@ class _SingleThreaded:
             if _callers == 0 and _restore != 1:
                 _set(_restore)
 
+
+def _forget_callers():
+    """In a forked child: the parent's other threads, of whom some may have been inside, are not
+    here."""
+    global _lock, _callers
+    _lock = threading.Lock()
+    if _callers and _restore != 1:
+        _set(_restore)
+    _callers = 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_callers)
 
 single_threaded = _SingleThreaded() if _set is not None else nullcontext()

@@ -43,7 +43,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int MAX_TEAM = 512;  // threads of a job, the caller included
+constexpr int MAX_TEAM = FASTNORM_MAX_TEAM;
 
 // What two cores may write at the same time lies 128 bytes apart: two cache lines, because x86
 // fetches lines in pairs, and one line of an Apple core.

@@ -9,6 +9,9 @@
 extern "C" {
 #endif
 
+/* Threads of a call at most, the caller included. */
+#define FASTNORM_MAX_TEAM 512
+
 /* Computes one block of a task. Must not throw, and must not need the Python API. */
 typedef void (*fastnorm_block_function)(void *task, ptrdiff_t block);
 
@@ -22,8 +25,15 @@ void fastnorm_parallel_for(fastnorm_block_function function, void *task, ptrdiff
    same time have different ones. */
 int fastnorm_participant(void);
 
+/* What the library shows to the outside, for threadpoolctl to know it by. */
+#if defined(_WIN32)
+#define FASTNORM_SHOWN __declspec(dllexport)
+#else
+#define FASTNORM_SHOWN __attribute__((visibility("default")))
+#endif
+
 /* The number of worker threads that this process has now (the callers do not count). */
-int fastnorm_pool_size(void);
+FASTNORM_SHOWN int fastnorm_pool_size(void);
 
 #ifdef __cplusplus
 }

@@ -7,6 +7,11 @@ cdef extern from "_pool.h" nogil:
     ) noexcept
     int fastnorm_participant() noexcept
     int fastnorm_pool_size() noexcept
+    enum:
+        FASTNORM_MAX_TEAM
+
+
+MAX_THREADS = FASTNORM_MAX_TEAM  # of a call
 
 
 cdef void parallel_for(

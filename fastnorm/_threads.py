@@ -7,6 +7,10 @@ from contextlib import contextmanager
 from operator import index
 from pathlib import Path
 
+from ._pool import MAX_THREADS
+
+_CGROUPS = Path("/sys/fs/cgroup")
+
 
 class _Local(threading.local):
     """What `num_threads` set for this thread."""
@@ -26,7 +30,7 @@ def _positive_integer(function, value):
         ) from None
     if n < 1:
         raise ValueError(f"{function}: n must be at least 1, got {n}")
-    return n
+    return min(n, MAX_THREADS)
 
 
 def _from_environment(name):
@@ -54,7 +58,7 @@ def _cgroup_folders(proc):
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers in ("", "cpu", "cpu,cpuacct", "cpuacct,cpu"):
-            root = Path("/sys/fs/cgroup") / ("cpu" if controllers else "")
+            root = _CGROUPS / ("cpu" if controllers else "")
             folder = root / path.lstrip("/")
             yield from (folder, *folder.parents[: len(folder.parents) - len(root.parents)])
 
@@ -85,10 +89,15 @@ def _default():
         _from_environment("OMP_NUM_THREADS"),
         _from_environment("FASTNORM_NUM_THREADS"),
     )
-    return int(min(limits))
+    return int(min(*limits, MAX_THREADS))
 
 
 _process = _default()
+
+
+def for_the_process():
+    """What `set_num_threads` has set, or the default."""
+    return _process
 
 
 def get_num_threads():
@@ -119,7 +128,7 @@ def set_num_threads(n):
     Parameters
     ----------
     n : int
-        At least 1. More threads than CPUs only cost time.
+        At least 1. More threads than CPUs only cost time, and more than 512 are never used.
 
     Raises
     ------

@@ -87,7 +87,7 @@ def _parameter_gradients(function, dy, x, weight, bias):
 
 
 def _checked_dy(function, dy, cache):
-    x, weight, bias = _arrays.fields(function, cache, AffineCache)
+    x, weight, bias = _checked(function, *_arrays.fields(function, cache, AffineCache), "cache.")
     return _arrays.shaped(function, "dy", dy, (*x.shape[:-1], weight.shape[1])), x, weight, bias
 
 
@@ -97,20 +97,21 @@ def parameter_gradients(dy, cache):
     return _parameter_gradients(function, *_checked_dy(function, dy, cache))
 
 
-def _checked(function, x, weight, bias):
-    x = _arrays.array(function, "x", x)
-    weight = _arrays.array(function, "weight", weight)
+def _checked(function, x, weight, bias, prefix=""):
+    x = _arrays.array(function, f"{prefix}x", x)
+    weight = _arrays.array(function, f"{prefix}weight", weight)
     if x.ndim == 0:
-        raise ValueError(f"{function}: x must have at least 1 dimension, got shape ()")
+        raise ValueError(f"{function}: {prefix}x must have at least 1 dimension, got shape ()")
     if weight.ndim != 2 or weight.shape[0] != x.shape[-1]:
         raise ValueError(
-            f"{function}: weight must have shape ({x.shape[-1]}, out), got {weight.shape}"
+            f"{function}: {prefix}weight must have shape ({x.shape[-1]}, out), got {weight.shape}"
         )
     if max(weight.shape) > 2**31 - 1:
         raise ValueError(
-            f"{function}: weight must have at most 2**31 - 1 rows and columns, got {weight.shape}"
+            f"{function}: {prefix}weight must have at most 2**31 - 1 rows and columns, "
+            f"got {weight.shape}"
         )
-    return x, weight, _arrays.parameter(function, "bias", bias, weight.shape[1:])
+    return x, weight, _arrays.parameter(function, f"{prefix}bias", bias, weight.shape[1:])
 
 
 def _run(function, x, weight, bias, out, *, inference):
@@ -243,5 +244,6 @@ def affine_backward(dy, cache, *, out=None):
     function = "affine_backward"
     dy, x, weight, bias = _checked_dy(function, dy, cache)
     dx = _arrays.output(function, out, x.shape, x.dtype, ("dy", dy), ("x", x), ("weight", weight))
+    dweight, dbias = _parameter_gradients(function, dy, x, weight, bias)  # may want memory; no out
     _times_weight(function, dy, weight, True, None, dx)
-    return dx, *_parameter_gradients(function, dy, x, weight, bias)
+    return dx, dweight, dbias

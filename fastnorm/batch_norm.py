@@ -25,10 +25,10 @@ class BatchNormCache(NamedTuple):
     frozen: bool
 
 
-def _input(function, x, axis):
-    x = _arrays.array(function, "x", x)
+def _input(function, x, axis, name="x"):
+    x = _arrays.array(function, name, x)
     if x.ndim < 2:
-        raise ValueError(f"{function}: x must have at least 2 dimensions, got shape {x.shape}")
+        raise ValueError(f"{function}: {name} must have at least 2 dimensions, got shape {x.shape}")
     return x, _arrays.one_axis(function, axis, x.ndim)
 
 
@@ -202,7 +202,7 @@ def batch_norm_forward(
     shape = (x.shape[axis],)
     gamma = _arrays.parameter(function, "gamma", gamma, shape)
     beta = _arrays.parameter(function, "beta", beta, shape)
-    training = bool(training)
+    training = _arrays.flag(function, "training", training)
     running_mean = _arrays.running(
         function, "running_mean", running_mean, shape, training
     )
@@ -276,6 +276,13 @@ def batch_norm_backward(dy, cache, *, out=None):
     """
     function = "batch_norm_backward"
     x, gamma, beta, mean, rstd, axis, frozen = _arrays.fields(function, cache, BatchNormCache)
+    x, axis = _input(function, x, axis, "cache.x")
+    shape = (x.shape[axis],)
+    gamma = _arrays.parameter(function, "cache.gamma", gamma, shape)
+    beta = _arrays.parameter(function, "cache.beta", beta, shape)
+    frozen = _arrays.flag(function, "cache.frozen", frozen)
+    mean = _arrays.kept(function, "cache.mean", mean, shape)
+    rstd = _arrays.kept(function, "cache.rstd", rstd, shape)
     dy = _arrays.shaped(function, "dy", dy, x.shape)
     dx = _arrays.output(function, out, x.shape, x.dtype, ("dy", dy), ("x", x), ("gamma", gamma))
     dgamma = _arrays.gradient(gamma)

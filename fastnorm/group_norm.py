@@ -30,10 +30,10 @@ class InstanceNormCache(GroupNormCache):
     __slots__ = ()
 
 
-def _input(function, x, axis):
-    x = _arrays.array(function, "x", x)
+def _input(function, x, axis, name="x"):
+    x = _arrays.array(function, name, x)
     if x.ndim < 2:
-        raise ValueError(f"{function}: x must have at least 2 dimensions, got shape {x.shape}")
+        raise ValueError(f"{function}: {name} must have at least 2 dimensions, got shape {x.shape}")
     axis = _arrays.one_axis(function, axis, x.ndim)
     if axis == 0:
         raise ValueError(f"{function}: axis must not be 0, which counts the samples, got 0")
@@ -65,15 +65,29 @@ def _normalise(function, x, axis, num_groups, gamma, beta, eps, out, may_be=None
     return y, (x, gamma, beta, mean, rstd, axis)
 
 
+def _number_of_groups(mean):
+    """The cache's shape says it."""
+    return mean.shape[1] if isinstance(mean, np.ndarray) and mean.ndim == 2 else 0
+
+
 def _backward(function, dy, cache, kind, out):
     x, gamma, beta, mean, rstd, axis = _arrays.fields(function, cache, kind)
+    x, axis = _input(function, x, axis, "cache.x")
+    shape = (x.shape[axis],)
+    gamma = _arrays.parameter(function, "cache.gamma", gamma, shape)
+    beta = _arrays.parameter(function, "cache.beta", beta, shape)
+    num_groups = shape[0] if kind is InstanceNormCache else _number_of_groups(mean)
+    if x.size:
+        num_groups = _arrays.groups(function, num_groups, shape[0])
+    mean = _arrays.kept(function, "cache.mean", mean, (x.shape[0], num_groups))
+    rstd = _arrays.kept(function, "cache.rstd", rstd, (x.shape[0], num_groups))
     dy = _arrays.shaped(function, "dy", dy, x.shape)
     dx = _arrays.output(function, out, x.shape, x.dtype, ("dy", dy), ("x", x), ("gamma", gamma))
     dgamma = _arrays.gradient(gamma)
     dbeta = _arrays.gradient(beta)
     if x.size:
         _kernel.backward(
-            function, dy, x, gamma, mean, rstd, *_view(x, axis), mean.shape[1], dx, dgamma, dbeta,
+            function, dy, x, gamma, mean, rstd, *_view(x, axis), num_groups, dx, dgamma, dbeta,
             get_num_threads(),
         )
     return dx, dgamma, dbeta

@@ -37,8 +37,7 @@ def _forward(function, x, gamma, beta, axis, eps, out, *, inference):
     )
     mean = rstd = None
     if not inference:
-        kept = tuple([1 if i in axes else length for i, length in enumerate(x.shape)])
-        mean, rstd = _arrays.new_statistics(kept, x.size, eps)
+        mean, rstd = _arrays.new_statistics(_arrays.reduced(x, axes), x.size, eps)
     if x.size:
         m, n, order = _arrays.row_view(x, axes)
         dtype = _arrays.working_dtype(x)
@@ -174,6 +173,13 @@ def layer_norm_backward(dy, cache, *, out=None):
     """
     function = "layer_norm_backward"
     x, gamma, beta, mean, rstd, axes = _arrays.fields(function, cache, LayerNormCache)
+    x = _arrays.array(function, "cache.x", x)
+    axes = _arrays.many_axes(function, axes, x.ndim)
+    shape, kept = _arrays.lengths(x, axes), _arrays.reduced(x, axes)
+    gamma = _arrays.parameter(function, "cache.gamma", gamma, shape)
+    beta = _arrays.parameter(function, "cache.beta", beta, shape)
+    mean = _arrays.kept(function, "cache.mean", mean, kept)
+    rstd = _arrays.kept(function, "cache.rstd", rstd, kept)
     dy = _arrays.shaped(function, "dy", dy, x.shape)
     dx = _arrays.output(
         function, out, x.shape, x.dtype, ("dy", dy), ("x", x), ("gamma", gamma),

@@ -37,8 +37,7 @@ def _forward(function, x, gamma, axis, eps, out, *, inference):
     )
     rstd = None
     if not inference:
-        kept = tuple([1 if i in axes else length for i, length in enumerate(x.shape)])
-        _, rstd = _arrays.new_statistics(kept, x.size, eps)
+        _, rstd = _arrays.new_statistics(_arrays.reduced(x, axes), x.size, eps)
     if x.size:
         m, n, order = _arrays.row_view(x, axes)
         _kernel.forward(
@@ -171,6 +170,10 @@ def rms_norm_backward(dy, cache, *, out=None):
     """
     function = "rms_norm_backward"
     x, gamma, rstd, axes = _arrays.fields(function, cache, RMSNormCache)
+    x = _arrays.array(function, "cache.x", x)
+    axes = _arrays.many_axes(function, axes, x.ndim)
+    gamma = _arrays.parameter(function, "cache.gamma", gamma, _arrays.lengths(x, axes))
+    rstd = _arrays.kept(function, "cache.rstd", rstd, _arrays.reduced(x, axes))
     dy = _arrays.shaped(function, "dy", dy, x.shape)
     dx = _arrays.output(function, out, x.shape, x.dtype, ("dy", dy), ("x", x), ("gamma", gamma))
     dgamma = _arrays.gradient(gamma)

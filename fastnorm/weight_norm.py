@@ -27,16 +27,16 @@ def _view(v, axis):
     return (1, 1, v.size) if axis is None else _arrays.channel_view(v, axis)
 
 
-def _magnitude(function, g, shape, axis):
+def _magnitude(function, g, shape, axis, name="g"):
     """g, checked; its shape may be (C,), or that with ones for the other axes, or () for
     axis=None."""
-    g = _arrays.array(function, "g", g)
+    g = _arrays.array(function, name, g)
     flat = () if axis is None else (shape[axis],)
     if g.shape != flat:
         kept = tuple(n if i == axis else 1 for i, n in enumerate(shape))
         if g.shape != kept:
             expected = f"{flat}" if flat == kept else f"{flat} or {kept}"
-            raise ValueError(f"{function}: g must have shape {expected}, got {g.shape}")
+            raise ValueError(f"{function}: {name} must have shape {expected}, got {g.shape}")
     return _arrays.contiguous(g)
 
 
@@ -167,6 +167,11 @@ def weight_norm_backward(dy, cache, *, out=None):
     """
     function = "weight_norm_backward"
     v, g, norm, axis = _arrays.fields(function, cache, WeightNormCache)
+    v = _arrays.array(function, "cache.v", v)
+    if axis is not None:
+        axis = _arrays.one_axis(function, axis, v.ndim)
+    g = _magnitude(function, g, v.shape, axis, "cache.g")
+    norm = _arrays.kept(function, "cache.norm", norm, (1,) if axis is None else (v.shape[axis],))
     dy = _arrays.shaped(function, "dy", dy, v.shape)
     dv = _arrays.output(function, out, v.shape, v.dtype, ("dy", dy), ("v", v), ("g", g))
     dg = _arrays.gradient(g)

@@ -59,6 +59,11 @@ def square(operation):
     raise LookupError(f"{operation} has no such case")
 
 
+def inherited():
+    """The environment, without what sets numbers of threads and instruction sets."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("FASTNORM", "OMP"))}
+
+
 @pytest.fixture
 def run_python(tmp_path):
     """A function that runs Python code in a fresh interpreter, away from the checkout."""
@@ -67,11 +72,10 @@ def run_python(tmp_path):
         if len(command) == 1:
             command = ("-W", "error", "-c", *command)
         environment = {key: str(value) for key, value in environment.items()}
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("FASTNORM", "OMP"))}
         done = subprocess.run(
             [sys.executable, *command],
             cwd=tmp_path,
-            env=inherited | environment,
+            env=inherited() | environment,
             timeout=timeout,
             capture_output=True,
             text=True,
@@ -80,3 +84,27 @@ def run_python(tmp_path):
         return done
 
     return run
+
+
+@pytest.fixture
+def start_python(tmp_path):
+    """A function that starts an interpreter, to be talked to through stdin and stdout."""
+    started = []
+
+    def start(*command, **environment):
+        environment = {key: str(value) for key, value in environment.items()}
+        worker = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=tmp_path,
+            env=inherited() | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(worker)
+        return worker
+
+    yield start
+    for worker in started:
+        worker.kill()
+        worker.communicate()

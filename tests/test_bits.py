@@ -1,7 +1,5 @@
 """Same bits: for any number of threads, wherever arrays begin, whatever else is in the batch."""
 
-import os
-import time
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
 
@@ -238,78 +236,6 @@ def test_rows_of_batch_norm_inference(dtype, rng):
         for rows in SOME_ROWS:
             y = fn.batch_norm(x[rows], mean, var, gamma, beta, axis=axis)
             assert_same({"y": y}, {"y": whole[rows].copy()})
-
-
-# ---- processes -----------------------------------------------------------------------------------
-
-USE_THREADS = """
-import os, sys, time
-import numpy as np
-import fastnorm as fn
-from fastnorm import _cpu
-
-fn.set_num_threads(4)
-x = np.random.default_rng(0).standard_normal((2048, 1024)).astype(np.float32)
-gamma = np.ones(1024, np.float32)
-weight = np.ones((1024, 64), np.float32)
-
-def results():
-    y, cache = fn.layer_norm_forward(x, gamma)
-    return b"".join(a.tobytes() for a in (
-        y, *fn.layer_norm_backward(x, cache)[:2],
-        fn.batch_norm_forward(x)[0], fn.weight_norm(x, x[:, 0]), fn.affine(x, weight)))
-
-expected = results()
-
-def is_same(_):
-    return results() == expected
-"""
-
-
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
-# A process with threads that forks is what is tested; newer Pythons warn of it.
-FORKING = ("-W", "ignore::DeprecationWarning", "-c")
-
-
-@needs_fork
-def test_fork(run_python):
-    """A child of a process that has used threads computes with threads of its own, at once."""
-    code = """
-for _ in range(3):
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if all(is_same(k) for k in range(3)) else 3)
-    deadline = time.monotonic() + 20
-    pid = 0
-    while not pid and time.monotonic() < deadline:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        time.sleep(0.01)
-    if not pid:
-        os.kill(child, 9)
-        sys.exit("the child hangs")
-    if status:
-        sys.exit(f"the child ended with status {status}")
-    if not is_same(0):
-        sys.exit("after the fork the parent computes something else")
-"""
-    run_python(*FORKING, USE_THREADS + code)
-
-
-@needs_fork
-def test_multiprocessing_with_fork(run_python):
-    code = """
-import multiprocessing
-
-with multiprocessing.get_context("fork").Pool(2) as pool:
-    assert all(pool.map_async(is_same, range(4)).get(timeout=20))
-"""
-    run_python(*FORKING, USE_THREADS + code)
-
-
-def test_interpreter_exits_promptly(run_python):
-    """Threads that sleep do not hold the process up."""
-    done = run_python(USE_THREADS + "print(time.time())")
-    assert time.time() - float(done.stdout) < 2
 
 
 def test_a_thread_that_ends_takes_nothing_with_it(dtype):

@@ -26,7 +26,7 @@ def test_every_function_has_an_example():
     assert not without
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/arrays.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/arrays.md", "docs/reliability.md"])
 def test_pages(page):
     """The blocks of a page, one after another."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)

@@ -1,4 +1,4 @@
-# cython: boundscheck=False, wraparound=False, freethreading_compatible=True
+# cython: boundscheck=False, wraparound=False
 """The affine layer over the rows of x: y = x·weight + bias, and its gradients.
 
     y = x·weight + bias        dx = dy·weightᵀ        dweight = xᵀ·dy        dbias = Σ_rows dy

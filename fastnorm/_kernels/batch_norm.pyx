@@ -1,4 +1,4 @@
-# cython: boundscheck=False, wraparound=False, freethreading_compatible=True
+# cython: boundscheck=False, wraparound=False
 """Batch norm (Ioffe and Szegedy, arXiv:1502.03167) over the channels of an (N, C, S) view, m = N·S.
 
     x̂ = (x - mean)·rstd,  rstd = 1 / sqrt(var + eps)        y = x̂·gamma + beta

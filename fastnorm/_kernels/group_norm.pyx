@@ -1,4 +1,4 @@
-# cython: boundscheck=False, wraparound=False, freethreading_compatible=True
+# cython: boundscheck=False, wraparound=False
 """Group norm (Wu and He, arXiv:1803.08494) of a (B, N, C, S) view: B samples, D adjacent channels
 a group, m = N·D·S. With D = 1 it is instance norm (Ulyanov et al., arXiv:1607.08022).
 

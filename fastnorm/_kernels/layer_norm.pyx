@@ -1,4 +1,4 @@
-# cython: boundscheck=False, wraparound=False, freethreading_compatible=True
+# cython: boundscheck=False, wraparound=False
 """Layer norm (Ba, Kiros and Hinton, arXiv:1607.06450) and RMS norm (Zhang and Sennrich,
 arXiv:1910.07467) over the rows of an (M, N) view.
 

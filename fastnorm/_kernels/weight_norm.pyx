@@ -1,4 +1,4 @@
-# cython: boundscheck=False, wraparound=False, freethreading_compatible=True
+# cython: boundscheck=False, wraparound=False
 """Weight norm (Salimans and Kingma, arXiv:1602.07868) over the channels of an (N, C, S) view.
 
     w = g·v/‖v‖,  the norm of a channel over N and S
