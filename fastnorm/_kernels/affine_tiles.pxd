@@ -15,6 +15,7 @@ BLAS is column-major: what is row-major here is its transpose there, and C = A·
 """
 
 from libc.limits cimport INT_MAX
+from libc.math cimport sqrt
 from libc.stdint cimport uintptr_t
 from libc.stdlib cimport free, malloc
 
@@ -30,10 +31,11 @@ from fastnorm._pool cimport parallel_for, participant
 
 cdef enum:
     TILE_STEP = 32              # tiles are cut at multiples of this
-    MIN_TILE = 128              # rows, or columns: below, packing takes more than a tenth
+    MIN_TILE = 128              # rows, or columns: BLAS packs (1 / rows + 1 / columns) of the work
+    GOOD_ROWS = 256             # from here on, cut columns
     MAX_TILE_ROWS = 1024        # above, what is packed of few columns falls out of cache
     MAX_TILE_COLUMNS = 1024     # a panel of C has so many
-    TILE_WORK = 8000000         # floating-point operations of a tile, some 100 µs
+    TILES_OF_WORK = 300         # tiles for 10^12 floating-point operations; as its root for others
     SMALL_WORK = 2000000        # of a product: from here on, two tiles are worth a second packing
     TILE_BYTES = 262144         # or bytes of all three matrices, where these take longer
     PANEL = 65536               # elements of a chunk of A, so that its panel stays in L2,
@@ -96,7 +98,9 @@ cdef inline void cut_tiles(Product* t) noexcept nogil:
     """Tiles enough to feed the threads, but large ones: each packs its share of A and of B."""
     cdef double work = 2.0 * t.m * t.n * t.k
     cdef double num_bytes = 1.0 * (t.m * t.k + t.k * t.n + t.m * t.n) * itemsize_of(t.dtype)
-    cdef double wanted = min(max(work / TILE_WORK, num_bytes / TILE_BYTES), <double> MAX_PARTIALS)
+    # More of a larger product, and larger ones: the root of the work.
+    cdef double wanted = max(TILES_OF_WORK * sqrt(work / 1e12), num_bytes / TILE_BYTES)
+    wanted = min(wanted, <double> MAX_PARTIALS) / sqrt(2.0)  # tiles are halved: the nearest number
     t.tile_m, t.tile_n = t.m, t.n
     if wanted < 2 and work >= SMALL_WORK:
         t.tile_m = max(half(t.m), <Py_ssize_t> MIN_TILE // 2)
@@ -105,7 +109,7 @@ cdef inline void cut_tiles(Product* t) noexcept nogil:
     while t.tile_n > MAX_TILE_COLUMNS:
         t.tile_n = half(t.tile_n)
     while ceil_div(t.m, t.tile_m) * ceil_div(t.n, t.tile_n) < wanted:
-        if t.tile_n > MIN_TILE and (t.tile_n >= t.tile_m or t.tile_m <= MIN_TILE):
+        if t.tile_n > MIN_TILE and (t.tile_n >= 2 * t.tile_m or t.tile_m <= GOOD_ROWS):
             t.tile_n = half(t.tile_n)
         elif t.tile_m > MIN_TILE:
             t.tile_m = half(t.tile_m)

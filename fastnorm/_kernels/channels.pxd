@@ -266,6 +266,10 @@ cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
         t.streams = streams(num_bytes)  # until then, the cache takes more than memory does
     if t.conclude != NULL or t.mapped != NULL:
         plan_whole_tiles(t, team)
+    elif not t.planes and not t.streams:
+        # A block that maps its columns too loses more in cache than it gains: processors fetch the
+        # lines beside its own ahead, which another thread may be writing.
+        t.whole_tiles = False
     t.ahead = 0
     if not t.direct:
         pass
