@@ -47,7 +47,7 @@ for case in cases():
                     result = call()
                 except MemoryError:
                     assert fail.has_failed()
-                    assert bits(used | {"out": out}) == before, f"{case} {pass_}: {n} has left traces"
+                    assert bits(used | {"out": out}) == before, f"{case} {pass_}: traces of {n}"
                     failed += 1
                 else:  # or one may do without
                     done_without = fail.has_failed()
