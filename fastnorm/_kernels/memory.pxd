@@ -21,6 +21,18 @@ cdef extern from "memory.h" nogil:
     bint CAN_STREAM "FASTNORM_CAN_STREAM"
 
 
+cdef enum:
+    NEAR_BYTES = 8192               # that L1 can hold beside what is in use
+
+
+cdef inline void prefetch_ahead(const real* x, Py_ssize_t ahead, Py_ssize_t n) noexcept nogil:
+    """n elements, `ahead` elements further on."""
+    if ahead * <Py_ssize_t> sizeof(real) > NEAR_BYTES:
+        prefetch_far(x + ahead, n * sizeof(real))
+    else:
+        prefetch(x + ahead, n * sizeof(real))
+
+
 cdef inline bint streams(Py_ssize_t num_bytes) noexcept nogil:
     """Whether a call that reads and writes so many bytes in all should write past the cache."""
     return CAN_STREAM and num_bytes > last_cache_bytes() // 8 * 5
