@@ -338,8 +338,8 @@ cpdef tuple new_statistics(tuple shape, Py_ssize_t size, eps):
 
 
 cpdef cnp.ndarray contiguous(cnp.ndarray a):
-    """`a` in C order: `a` itself where it is so already."""
-    return a if cnp.PyArray_IS_C_CONTIGUOUS(a) else np.asarray(a, order="C")
+    """`a` in C order and aligned: `a` itself where it is so already."""
+    return a if cnp.PyArray_ISCARRAY_RO(a) else np.array(a, order="C")
 
 
 cpdef cnp.ndarray ordered(cnp.ndarray a, order):

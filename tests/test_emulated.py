@@ -31,6 +31,7 @@ for operation in OPERATIONS:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(QEMU is None, reason="needs qemu-x86_64 (Debian: qemu-user)")
 @pytest.mark.parametrize("cpu", OLD)
 def test_old_processor(cpu, tmp_path):
