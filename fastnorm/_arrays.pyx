@@ -16,6 +16,9 @@ from cpython.number cimport PyNumber_Index
 from fastnorm._kernels.arrays cimport dtype_of
 from fastnorm._kernels.convert cimport read_run
 
+cdef extern from "Python.h":
+    Py_ssize_t PY_SSIZE_T_MAX
+
 cnp.import_array()
 
 _DTYPE_NAMES = "float16, bfloat16, float32 or float64"
@@ -94,13 +97,8 @@ cpdef cnp.ndarray shaped(function, name, value, tuple shape):
 
 
 cpdef cnp.ndarray parameter(function, name, value, tuple shape):
-    """An optional parameter, contiguous, in its own dtype."""
-    return None if value is None else statistic(function, name, value, shape)
-
-
-cpdef cnp.ndarray statistic(function, name, value, tuple shape):
-    """A statistic or a parameter that must be given, likewise."""
-    return contiguous(shaped(function, name, value, shape))
+    """An optional parameter, in its own dtype."""
+    return None if value is None else shaped(function, name, value, shape)
 
 
 cpdef cnp.ndarray running(function, name, value, tuple shape, bint written):
@@ -249,7 +247,7 @@ cpdef Py_ssize_t groups(function, num_groups, Py_ssize_t channels) except -1:
         raise TypeError(
             f"{function}: num_groups must be an integer, got {type(num_groups).__name__}"
         ) from None
-    if value < 1 or channels % value:
+    if value < 1 or value > PY_SSIZE_T_MAX or channels % value:
         raise ValueError(
             f"{function}: num_groups must divide the {channels} channels of x, got {value}"
         )
@@ -353,9 +351,12 @@ cpdef cnp.ndarray ordered(cnp.ndarray a, order):
 
 
 cpdef cnp.ndarray cast(cnp.ndarray a, cnp.dtype dtype):
-    """An optional contiguous array in the type that is computed in: `a` itself where it has it."""
+    """An optional array in the type that is computed in, contiguous: `a` itself where it is so."""
     cdef cnp.ndarray result
-    if a is None or cnp.PyArray_TYPE(a) == dtype.type_num:
+    if a is None:
+        return None
+    a = contiguous(a)
+    if cnp.PyArray_TYPE(a) == dtype.type_num:
         return a
     result = cnp.PyArray_EMPTY(
         cnp.PyArray_NDIM(a), cnp.PyArray_DIMS(a), dtype.type_num, False

@@ -84,8 +84,8 @@ def batch_norm(x, mean, var, gamma=None, beta=None, *, axis=1, eps=1e-5, out=Non
     function = "batch_norm"
     x, axis = _input(function, x, axis)
     shape = (x.shape[axis],)
-    mean = _arrays.statistic(function, "mean", mean, shape)
-    var = _arrays.statistic(function, "var", var, shape)
+    mean = _arrays.shaped(function, "mean", mean, shape)
+    var = _arrays.shaped(function, "var", var, shape)
     gamma = _arrays.parameter(function, "gamma", gamma, shape)
     beta = _arrays.parameter(function, "beta", beta, shape)
     eps = _arrays.epsilon(function, eps)

@@ -37,7 +37,7 @@ def _magnitude(function, g, shape, axis, name="g"):
         if g.shape != kept:
             expected = f"{flat}" if flat == kept else f"{flat} or {kept}"
             raise ValueError(f"{function}: {name} must have shape {expected}, got {g.shape}")
-    return _arrays.contiguous(g)
+    return g
 
 
 def _run(function, v, g, axis, out, *, inference):
@@ -51,7 +51,7 @@ def _run(function, v, g, axis, out, *, inference):
     n, c, s = _view(v, axis)
     norm = None if inference else np.zeros(c)
     if v.size:
-        _kernel.forward(v, g_given, n, c, s, w, norm, get_num_threads())
+        _kernel.forward(v, _arrays.contiguous(g_given), n, c, s, w, norm, get_num_threads())
     return w if inference else (w, WeightNormCache(v, g_given, norm, axis))
 
 
@@ -177,5 +177,5 @@ def weight_norm_backward(dy, cache, *, out=None):
     dg = _arrays.gradient(g)
     n, c, s = _view(v, axis)
     if v.size:
-        _kernel.backward(dy, v, g, norm, n, c, s, dv, dg, get_num_threads())
+        _kernel.backward(dy, v, _arrays.contiguous(g), norm, n, c, s, dv, dg, get_num_threads())
     return dv, dg

@@ -143,13 +143,16 @@ ARGUMENTS = [
     ("operation", "pass_", "name"), ARGUMENTS, ids=[f"{o}-{p}-{n}" for o, p, n in ARGUMENTS]
 )
 def test_out_overlaps_an_argument(operation, pass_, name, dtype):
-    """Of x's dtype, or of another."""
+    """Of x's dtype, or of another; contiguous, or with strides of which a copy is made."""
     case = operation.typical
     for other in WIDE_DTYPES if name in operation.state else DTYPES:
         arrays = operation.draw(case, dtype)
         argument = arrays[name].astype(other)
         out, arrays[name] = around(argument, operation.blank(pass_, arrays))
-        assert_raises(ValueError, f"out .*overlap {name}", operation, pass_, case, arrays, out=out)
+        for view in (arrays[name], arrays[name][::-1]):
+            arrays[name] = view
+            message = f"out .*overlap {name}"
+            assert_raises(ValueError, message, operation, pass_, case, arrays, out=out)
 
 
 @pytest.mark.parametrize("twist", ["reversed", "flipped", "transposed", "stepped"])
