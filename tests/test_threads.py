@@ -185,9 +185,17 @@ def test_more_threads_than_there_can_be():
 ONE_CPU = """
 import os, sys, time
 import numpy as np
+
+if sys.argv[1:]:
+    with open(sys.argv[1], "w") as file:
+        file.write(str(os.getpid()))
+else:
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
 import fastnorm as fn
 
-os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+if fn.get_num_threads() != 1:
+    sys.exit(f"{fn.get_num_threads()} threads for one CPU")
 x = np.ones((512, 768), np.float32)
 out = np.empty_like(x)
 
@@ -213,8 +221,35 @@ sys.exit(f"eight threads on one CPU take {min(ratios):.2f} times what one takes"
 
 @pytest.mark.skipif(not hasattr(threading, "get_native_id"), reason="needs an affinity")
 def test_many_threads_on_one_cpu(run_python):
-    """As under a quota: nobody waits for a thread that has no core, so nothing collapses."""
+    """Nobody waits for a thread that has no core, so nothing collapses."""
     run_python("-c", ONE_CPU)
+
+
+@pytest.fixture
+def one_cpu_group():
+    """The file that takes a process into a control group which may use one CPU of several."""
+    version_1 = _threads._CGROUPS / "cpu"
+    group = (version_1 if version_1.is_dir() else _threads._CGROUPS) / "fastnorm-test"
+    try:
+        group.mkdir()
+    except OSError:
+        pytest.skip("may not make a control group")
+    try:
+        if version_1.is_dir():
+            (group / "cpu.cfs_period_us").write_text("100000")
+            (group / "cpu.cfs_quota_us").write_text("100000")
+        else:
+            (group / "cpu.max").write_text("100000 100000")
+        yield group / "cgroup.procs"
+    except OSError:
+        pytest.skip("may not set a quota")
+    finally:
+        group.rmdir()
+
+
+def test_many_threads_under_a_quota(run_python, one_cpu_group):
+    """Nor where the system stops all threads once they have used up a period's time."""
+    run_python("-c", ONE_CPU, str(one_cpu_group))
 
 
 EIGHT = """
