@@ -54,6 +54,11 @@ def microseconds(row):
     return row["stats"]["min"] * 1e6
 
 
+def figures(value):
+    """Four of them, or all that are before the point."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
+
+
 def by_library(rows):
     """A line for each group, with times and their ratios to fastnorm's."""
     found = defaultdict(dict)
@@ -62,7 +67,7 @@ def by_library(rows):
     others = [name for name in LIBRARIES[:-1] if any(name in times for times in found.values())]
     lines = []
     for group, times in found.items():
-        line = [f"{times[name]:.4g}" if name in times else "" for name in (*others, LIBRARIES[-1])]
+        line = [figures(times[name]) if name in times else "" for name in (*others, LIBRARIES[-1])]
         line += [
             f"{times[name] / times['fastnorm']:.2f}" if name in times else "" for name in others
         ]
