@@ -1,5 +1,6 @@
 """Threads: of Python, of the pool, and how many there are."""
 
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -101,6 +102,32 @@ def test_num_threads_does_not_leak():
         leave.set()
         assert future.result(10) == default
         assert pool.submit(fn.get_num_threads).result(10) == default
+
+
+WORKERS = """
+import os, signal
+import numpy as np
+import fastnorm as fn
+
+fn.set_num_threads(3)
+x = np.ones((4096, 1024), np.float32)
+before = set(os.listdir("/proc/self/task"))  # NumPy's BLAS has threads too
+fn.layer_norm(x)
+ours = set(os.listdir("/proc/self/task")) - before
+assert ours
+for thread in ours:
+    with open(f"/proc/self/task/{thread}/status") as file:
+        (line,) = [line for line in file if line.startswith("SigBlk:")]
+    blocked = int(line.split()[1], 16)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGCHLD):
+        assert blocked >> number - 1 & 1, f"signal {number} may come to a worker"
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="reads Linux's /proc")
+def test_workers_block_signals(run_python):
+    """They are for the threads of the program."""
+    run_python("-c", WORKERS)
 
 
 # ---- the budget ----------------------------------------------------------------------------------

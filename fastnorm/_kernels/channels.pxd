@@ -29,7 +29,7 @@ from fastnorm._kernels.channels_task cimport block_at, mapped_view, plan_whole_t
 from fastnorm._kernels.channels_task cimport range_width
 from fastnorm._kernels.columns cimport STRIP
 from fastnorm._kernels.memory cimport streams
-from fastnorm._kernels.operands cimport Scratch, of_this_thread, nth, release, reserve
+from fastnorm._kernels.operands cimport Scratch, nth, of_this_thread, release, reserve
 from fastnorm._pool cimport parallel_for
 
 
