@@ -14,12 +14,12 @@ view; here is what happens to the two numbers of a channel.
 cimport numpy as cnp
 
 from fastnorm._kernels.arrays cimport NONE
-from fastnorm._kernels.channels cimport run
 from fastnorm._kernels.channels_task cimport CENTRE, FEW, GRADIENT, GRADIENT_SUMS, INVERSE
 from fastnorm._kernels.channels_task cimport MOMENTS, NO_REDUCTION, SCALE, SCALE_SHIFT, SHIFT
 from fastnorm._kernels.channels_task cimport SLOPE, Channels, Operands, high_parts, plan
 from fastnorm._kernels.channels_task cimport rescue_channel, set_all, set_coefficients
 from fastnorm._kernels.channels_task cimport set_operands, use_operands
+from fastnorm._kernels.engine cimport run_channels
 from fastnorm._kernels.moments cimport is_usable, reciprocal_std
 from fastnorm._kernels.operands cimport working_dtype
 from fastnorm._kernels.vectors cimport Vector, load, store, vector_of
@@ -187,7 +187,7 @@ cdef int run_batch_norm(BatchNorm* norm, str function, int num_threads) except -
     norm.channels.norm = norm
     use_operands(&norm.channels, &norm.operands)
     with nogil:
-        done = run(&norm.channels, num_threads)
+        done = run_channels(&norm.channels, num_threads)
     if not done:
         raise MemoryError(f"{function}: no memory for the statistics")
     return 0

@@ -22,17 +22,16 @@ cimport numpy as cnp
 
 from fastnorm._kernels.arrays cimport FLOAT32, NONE, Dtype, data_of, itemsize_of, real
 from fastnorm._kernels.blocks cimport ceil_div, threads_for
-from fastnorm._kernels.channels cimport run
 from fastnorm._kernels.channels_task cimport CENTRE, FEW, GRADIENT_SUMS, INVERSE, MOMENTS
 from fastnorm._kernels.channels_task cimport NO_REDUCTION, SCALE, SCALE_SHIFT, SHIFT, SLOPE
 from fastnorm._kernels.channels_task cimport WEIGHTED_GRADIENT, Channels, Operands, Reduction
 from fastnorm._kernels.channels_task cimport high_parts, plan_groups, rescue_channels
 from fastnorm._kernels.channels_task cimport set_coefficients, set_operands, use_operands
-from fastnorm._kernels.group_norm_rows cimport GroupRows, are_rows, backward_rows_of_groups
+from fastnorm._kernels.engine cimport backward_groups, forward_groups, run_channels
+from fastnorm._kernels.group_norm_rows cimport GroupRows, are_rows
 from fastnorm._kernels.memory cimport streams
 from fastnorm._kernels.moments cimport is_usable, reciprocal_std
 from fastnorm._kernels.operands cimport release, set_operand, working_dtype
-from fastnorm._kernels.rows_forward cimport forward_block
 from fastnorm._kernels.rows_task cimport Task, reserve_scratch, set_group, set_view
 from fastnorm._kernels.vectors cimport Vector, load, store, vector_of
 from fastnorm._pool cimport parallel_for
@@ -289,7 +288,7 @@ cdef int run_group_norm(
         if norm.first != NULL:
             norm.second = norm.first + norm.batch * norm.c
             norm.channels.norm = norm.groups.norm = norm
-            done = run(t, num_threads)
+            done = run_channels(t, num_threads)
         if done and t.reduction == GRADIENT_SUMS:
             parallel_for(
                 sum_samples, norm, ceil_div(norm.c, FEW), threads_for(2 * num_bytes, num_threads)
@@ -351,9 +350,9 @@ cdef int run_rows(
         with nogil:
             done = reserve_scratch(t, num_threads)
             if done and operands == 2:
-                done = backward_rows_of_groups(rows, num_threads)
+                done = backward_groups(rows, num_threads)
             elif done:
-                parallel_for(forward_block, t, ceil_div(t.rows, t.rows_per_block), num_threads)
+                done = forward_groups(rows, num_threads)
             release(&t.scratch)
         if not done:
             raise MemoryError

@@ -13,6 +13,7 @@ from fastnorm._kernels.memory cimport Writer, flush, open_writer
 from fastnorm._kernels.operands cimport Scratch, of_this_thread, nth
 from fastnorm._kernels.rows cimport CHUNK
 from fastnorm._kernels.rows_backward cimport backward_group, backward_long_row, flush_sums
+from fastnorm._kernels.rows_forward cimport forward_block
 from fastnorm._kernels.rows_task cimport FLUSH_ROWS, PIECE, Task
 from fastnorm._kernels.vectors cimport Vector, store
 from fastnorm._pool cimport parallel_for
@@ -115,6 +116,12 @@ cdef inline void gradients_block(void* task, Py_ssize_t tile) noexcept nogil:
     for channel in range(tile * g.groups_per_tile * group, last):
         store_gradient(g, t.dgamma, channel, g.partials)
         store_gradient(g, t.dbeta, channel, g.partials + t.period * t.n)
+
+
+cdef inline bint forward_rows_of_groups(GroupRows* g, int num_threads) noexcept nogil:
+    cdef Task* t = &g.task
+    parallel_for(forward_block, t, ceil_div(t.rows, t.rows_per_block), num_threads)
+    return True
 
 
 cdef inline bint backward_rows_of_groups(GroupRows* g, int num_threads) noexcept nogil:

@@ -20,9 +20,8 @@ result does not depend on which of the two it is, hence not on the other rows.
 cimport numpy as cnp
 
 from fastnorm._kernels.arrays cimport data_of
+from fastnorm._kernels.engine cimport backward_rows, forward_rows
 from fastnorm._kernels.operands cimport set_operand, working_dtype
-from fastnorm._kernels.rows_backward cimport run_backward
-from fastnorm._kernels.rows_forward cimport run_forward
 from fastnorm._kernels.rows_task cimport Task, set_group, set_view
 from fastnorm._kernels.vectors cimport vector_of
 
@@ -52,7 +51,7 @@ def forward(
     t.gamma, t.beta = data_of(gamma), data_of(beta)
     t.mean, t.rstd = <double*> data_of(mean), <double*> data_of(rstd)
     with nogil:
-        has_memory = run_forward(&t, num_threads)
+        has_memory = forward_rows(&t, num_threads)
     if not has_memory:
         raise MemoryError(f"{'layer' if centred else 'rms'}_norm: no memory for the statistics")
 
@@ -81,7 +80,7 @@ def backward(
     t.mean, t.rstd = <double*> data_of(mean), <double*> data_of(rstd)
     t.dgamma, t.dbeta = vector_of(dgamma), vector_of(dbeta)
     with nogil:
-        has_memory = run_backward(&t, num_threads)
+        has_memory = backward_rows(&t, num_threads)
     if not has_memory:
         raise MemoryError(
             f"{'rms' if mean is None else 'layer'}_norm_backward: no memory for the sums"

@@ -15,15 +15,13 @@ from libc.math cimport sqrt
 
 cimport numpy as cnp
 
-from fastnorm._kernels.channels cimport run
 from fastnorm._kernels.channels_task cimport CENTRE, FEW, GRADIENT, GRADIENT_SUMS, INVERSE
 from fastnorm._kernels.channels_task cimport SCALE, SCALE_SHIFT, SHIFT, SLOPE, SQUARES, Channels
 from fastnorm._kernels.channels_task cimport Operands, plan, rescue_channel, set_all
 from fastnorm._kernels.channels_task cimport set_coefficients, set_operands, use_operands
+from fastnorm._kernels.engine cimport backward_rows, forward_rows, run_channels
 from fastnorm._kernels.moments cimport is_usable
 from fastnorm._kernels.operands cimport set_operand, working_dtype
-from fastnorm._kernels.rows_backward cimport run_backward
-from fastnorm._kernels.rows_forward cimport run_forward
 from fastnorm._kernels.rows_task cimport Task, inverse_or_zero, set_group, set_view
 from fastnorm._kernels.vectors cimport Vector, load, store, vector_of
 
@@ -99,7 +97,7 @@ cdef int run_weight_norm(WeightNorm* task, str function, int num_threads) except
     task.channels.centred = False
     use_operands(&task.channels, &task.operands)
     with nogil:
-        done = run(&task.channels, num_threads)
+        done = run_channels(&task.channels, num_threads)
     if not done:
         raise MemoryError(f"{function}: no memory for the norms")
     return 0
@@ -122,9 +120,9 @@ cdef int run_rows(
     t.dgamma = t.dbeta = vector_of(None)
     with nogil:
         if t.dy.data == NULL:
-            has_memory = run_forward(t, num_threads)
+            has_memory = forward_rows(t, num_threads)
         else:
-            has_memory = run_backward(t, num_threads)
+            has_memory = backward_rows(t, num_threads)
     if not has_memory:
         raise MemoryError(
             f"weight_norm{'' if dy is None else '_backward'}: no memory for the norms"
