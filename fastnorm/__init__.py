@@ -9,8 +9,6 @@ except ImportError as error:
         f"work here too. ({error})"
     ) from error
 
-from importlib.metadata import version as _version
-
 from . import layers, reference, testing
 from ._config import show_config
 from ._threads import get_num_threads, num_threads, set_num_threads
@@ -32,8 +30,6 @@ try:
     from . import _threadpoolctl  # noqa: F401
 except ImportError:  # threadpoolctl is not installed, or too old to take further libraries
     pass
-
-__version__ = _version("fastnorm-kernels")
 
 __all__ = [
     "affine",
@@ -65,3 +61,12 @@ __all__ = [
     "weight_norm_backward",
     "weight_norm_forward",
 ]
+
+
+def __getattr__(name):
+    """``__version__``: importlib.metadata takes longer to import than fastnorm does."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import version
+
+    return version("fastnorm-kernels")

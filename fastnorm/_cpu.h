@@ -2,11 +2,22 @@
 #ifndef FASTNORM_CPU_H
 #define FASTNORM_CPU_H
 
-/* x86-64-v3: what compilers may use under -march=x86-64-v3. The builtin asks the operating system too,
-   which must save the wide registers when it switches tasks. */
+#if defined(_WIN32) && (defined(__x86_64__) || defined(_M_X64))
+#include <intrin.h>
+#include <windows.h>
+#endif
+
+/* x86-64-v3: what compilers may use under -march=x86-64-v3. The operating system is asked too, which must save the wide
+   registers when it switches tasks. */
 static int fastnorm_cpu_has_avx2(void)
 {
-#if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
+#if defined(_WIN32) && (defined(__x86_64__) || defined(_M_X64)) /* where Clang has no library for its builtin */
+    int one[4], seven[4];
+    const int fma = 1 << 12, bmi = 1 << 3, bmi2 = 1 << 8;
+    if (!IsProcessorFeaturePresent(40 /* PF_AVX2_INSTRUCTIONS_AVAILABLE */)) return 0;
+    __cpuid(one, 1), __cpuidex(seven, 7, 0);
+    return (one[2] & fma) && (seven[1] & bmi) && (seven[1] & bmi2);
+#elif (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
     __builtin_cpu_init();
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi")
         && __builtin_cpu_supports("bmi2");
@@ -18,7 +29,13 @@ static int fastnorm_cpu_has_avx2(void)
 /* x86-64-v4. */
 static int fastnorm_cpu_has_avx512(void)
 {
-#if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
+#if defined(_WIN32) && (defined(__x86_64__) || defined(_M_X64))
+    int seven[4];
+    const unsigned f = 1u << 16, dq = 1u << 17, cd = 1u << 28, bw = 1u << 30, vl = 1u << 31, all = f | dq | cd | bw | vl;
+    if (!fastnorm_cpu_has_avx2() || !IsProcessorFeaturePresent(41 /* PF_AVX512F_INSTRUCTIONS_AVAILABLE */)) return 0;
+    __cpuidex(seven, 7, 0);
+    return ((unsigned)seven[1] & all) == all;
+#elif (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
     return fastnorm_cpu_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
         && __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq")
         && __builtin_cpu_supports("avx512vl");

@@ -1,10 +1,10 @@
 """Chooses the instruction set of the kernels: once, and before a kernel module is imported.
 
-Every kernel is compiled once per instruction set, into files `_kernels/<kernel>_<isa>`, each of
-which is the module `_kernels.<kernel>`. Importing a module already runs code compiled for its
-instruction set, so the choice cannot be left to it.
+Every kernel is compiled once per instruction set, into modules `_kernels/<kernel>_<isa>`. Importing
+a module already runs code compiled for its instruction set, so the choice cannot be left to it.
 """
 
+import importlib
 import importlib.util
 import os
 import sys
@@ -15,9 +15,9 @@ from . import _cpu
 _SUPPORTED = {"baseline": lambda: True, "avx2": _cpu.has_avx2, "avx512": _cpu.has_avx512}
 
 
-def _file(kernel, isa):
-    """Of a kernel's module, or None where it was not built."""
-    spec = importlib.util.find_spec(f"{__package__}._kernels.{kernel}_{isa}")
+def _engine(isa):
+    """The file of the engine's module, or None where it was not built."""
+    spec = importlib.util.find_spec(f"{__package__}._kernels.engine_{isa}")
     return spec and spec.origin
 
 
@@ -32,19 +32,21 @@ def _choose(available, wanted):
     return wanted
 
 
-ISAS = tuple(isa for isa, supported in _SUPPORTED.items() if supported() and _file("engine", isa))
+ISAS = tuple(isa for isa, supported in _SUPPORTED.items() if supported() and _engine(isa))
 ISA = _choose(ISAS, os.environ.get("FASTNORM_ISA"))
+
+
+def _load_engine():
+    """Under the name by which the kernels, of whichever instruction set, cimport it."""
+    name = f"{__package__}._kernels.engine"
+    spec = importlib.util.spec_from_file_location(name, _engine(ISA))
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
 
 
 def load(kernel):
     """The kernel's module for the chosen instruction set."""
-    name = f"{__package__}._kernels.{kernel}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, _file(kernel, ISA))
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
+    return importlib.import_module(f"{__package__}._kernels.{kernel}_{ISA}")
 
 
-load("engine")  # which the others cimport, by that name
+_load_engine()

@@ -434,6 +434,19 @@ fn.affine(np.ones((2, 3)), np.ones((3, 4)))
     run_python(code)
 
 
+def test_import_is_fast(run_python):
+    """Half as long as that of NumPy, at most. The least of a few: machines are noisy."""
+    code = """
+from time import perf_counter
+start = perf_counter()
+import numpy
+middle = perf_counter()
+import fastnorm
+print((perf_counter() - middle) / (middle - start))
+"""
+    assert min(float(run_python(code).stdout) for _ in range(5)) < 0.5
+
+
 def test_operations_are_functions():
     """Not the modules of the same names."""
     for operation in OPERATIONS:

@@ -5,7 +5,11 @@
 #include <stddef.h>
 #include <string.h>
 
-#define FASTNORM_SHUFFLES (defined(__clang__) || __GNUC__ >= 12)
+#if defined(__clang__) || __GNUC__ >= 12
+#define FASTNORM_SHUFFLES 1
+#else
+#define FASTNORM_SHUFFLES 0
+#endif
 
 static inline void fastnorm_four_by_four_float(const float *from, ptrdiff_t step, float *to, ptrdiff_t to_step)
 {
