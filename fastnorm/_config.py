@@ -1,7 +1,6 @@
 """What this installation is and runs on."""
 
 import platform
-from importlib.metadata import version
 
 import numpy as np
 
@@ -10,6 +9,8 @@ from ._threads import get_num_threads
 
 
 def _configuration():
+    from importlib.metadata import version  # takes longer to import than fastnorm does
+
     from . import _blas
 
     return {
