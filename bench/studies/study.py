@@ -32,15 +32,6 @@ import numpy as np
 
 import fastnorm as fn
 
-# The colours of Okabe and Ito, which the colour-blind can tell apart; the markers differ too.
-STYLES = {
-    "none": {"color": "#777777", "marker": "s"},
-    "batch": {"color": "#0072B2", "marker": "o"},
-    "layer": {"color": "#D55E00", "marker": "^"},
-    "group": {"color": "#009E73", "marker": "v"},
-    "weight": {"color": "#CC79A7", "marker": "D"},
-}
-
 
 class Study:
     """One run of a study.
