@@ -41,7 +41,7 @@ def set_statistics(network, x):
     """Give batch norm the statistics of all of x for its running ones."""
     for layer in network.layers:
         if isinstance(layer, fn.layers.BatchNorm):
-            layer.decay = 0.0  # what has run counts for nothing
+            layer.decay, layer.ddof = 0.0, 0  # what has run counts for nothing
     network.forward(x, training=True)
 
 

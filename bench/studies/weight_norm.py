@@ -94,7 +94,7 @@ def descend(start, solution, lr, ratio=None):
         if ratio:
             dv, dg = gradients(v, g, dw)
             lengths.append(np.linalg.norm(v))
-            products.append(abs(v @ dv) / (g * np.linalg.norm(dw)))
+            products.append(abs(v @ dv) / abs(g * np.linalg.norm(dw)))
             g -= lr * dg
         else:
             dv = dw
