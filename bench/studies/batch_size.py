@@ -23,7 +23,7 @@ import fastnorm as fn
 NORMS = ("batch", "layer", "none")
 SIZES = (2, 5, 10, 50, 200)
 HIDDEN = (100,) * 5
-LR = 10**-3.5
+LR = 1e-3
 
 
 def accuracies(norm, batch_size, data, epochs, seed):

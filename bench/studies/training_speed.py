@@ -87,7 +87,7 @@ def draw(figure, results):
 def main(argv=None):
     study = Study(__doc__, argv, add_options)
     counts = [study.args.threads] if study.args.threads else [1, 2]
-    rounds, seconds = (1, 0.3) if study.quick else (4, 3.0)
+    rounds, seconds = (1, 0.3) if study.quick else (3, 2.0)
 
     todo = cases(study.args.networks, counts)
     progress, found = Progress(), {case: [] for case in todo}

@@ -291,22 +291,26 @@ def check_small(study, small):
 
 def check_training(study, trained):
     final = {norm: a[-1].mean() for norm, a in trained["test"].items()}
-    loss = {norm: a[:, :].mean(axis=1) for norm, a in trained["loss"].items()}
+    loss = {norm: a.mean(axis=1) for norm, a in trained["loss"].items()}
     study.claim(
         "Weight norm trains the network as well as batch norm, within 0.01 of test accuracy.",
         abs(final["weight"] - final["batch"]) <= 0.01,
         test_accuracy=final,
     )
     study.claim(
-        "After the first epoch batch norm is ahead of weight norm, and that of no norm, in loss.",
-        loss["batch"][0] < loss["weight"][0] < loss["none"][0],
-        first_loss={norm: values[0] for norm, values in loss.items()},
+        "Batch norm has the lowest training loss in every epoch, and weight norm that of no norm, "
+        "within 0.01.",
+        np.all(loss["batch"] < np.minimum(loss["weight"], loss["none"]))
+        and np.all(np.abs(loss["weight"] - loss["none"]) <= 0.01),
+        loss_by_epoch=loss,
     )
-    worst = {norm: a.mean(axis=1).min() for norm, a in trained["by_rate"].items()}
+    learns = {norm: int(np.sum(a > 0.5)) for norm, a in trained["by_rate"].items()}
     study.claim(
-        "Over the learning rates, weight norm's worst accuracy is above that of no norm.",
-        worst["weight"] > worst["none"],
-        worst_test_accuracy=worst,
+        "Weight norm stands a higher learning rate than no norm does, and batch norm a higher one "
+        "still: more of the runs over all rates learn half of the test images.",
+        learns["none"] < learns["weight"] < learns["batch"],
+        runs_that_learn=learns,
+        of=trained["by_rate"]["none"].size,
     )
 
 
