@@ -17,6 +17,8 @@ def style(norm):
 
 
 def tidy(axes, xlabel, ylabel, title=None):
+    from matplotlib.ticker import NullFormatter
+
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     if title:
@@ -24,6 +26,9 @@ def tidy(axes, xlabel, ylabel, title=None):
     axes.grid(color="#e6e6e6", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.get_scale() == "log":
+            axis.set_minor_formatter(NullFormatter())  # they would write over one another
 
 
 def means(axes, x, repeats, **line):
@@ -37,4 +42,5 @@ def means(axes, x, repeats, **line):
 
 def legend(figure, axes):
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False)
+    options = {"loc": "outside upper right", "ncols": len(labels), "frameon": False}
+    figure.legend(handles, labels, fontsize=9, **options)

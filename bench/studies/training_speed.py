@@ -2,8 +2,8 @@
 
 The MLP (five affine layers of 256, batches of 128) and the CNN of `cnn.py` (batches of 100), both
 with batch norm: forward, loss, backward and gradient descent with momentum, float32, on 1 and 2
-threads. Same network, same initial weights, same data. "NumPy reference" is the same code on
-`fastnorm.reference`; PyTorch, if it is installed, is eager, the CNN in both of its memory formats.
+threads. Same network, same initial weights, same images (the subset). "NumPy reference" is the same
+code on `fastnorm.reference`; PyTorch, if installed, is eager, the CNN in both memory formats.
 Each case runs in a process of its own, in turn, several times; its best median counts.
 
     python bench/studies/training_speed.py --quick
