@@ -152,6 +152,7 @@ def draw_small(figure, results):
             panels[2].loglog(results["rates"], steps, dash, color=colour, label=label)
     plots.tidy(panels[0], "g / ‖v‖", "condition number", "at the solution")
     plots.tidy(panels[1], "step", "loss / loss at the start", "from near, with the best rate")
+    panels[2].set_xticks([0.2, 0.5, 1, 2, 5], ["0.2", "0.5", "1", "2", "5"])
     panels[2].set_yticks([300, 1000, 3000], ["300", "1000", "3000"])
     title = "from far, g / ‖v‖ = 1 at the start"
     plots.tidy(panels[2], "learning rate × steepest curvature", "steps to 1e-8 of the loss", title)  # noqa: RUF001
