@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 import fastnorm as fn
+from fastnorm import compat
 
 MODULES = [name for _, name, package in pkgutil.iter_modules(fn.__path__) if not package]
+MODULES += [f"compat.{name}" for _, name, _ in pkgutil.iter_modules(compat.__path__)]
 ROOT = Path(__file__).parents[1]
 
 
@@ -26,7 +28,10 @@ def test_every_function_has_an_example():
     assert not without
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/arrays.md", "docs/reliability.md"])
+PAGES = ["README.md", "docs/arrays.md", "docs/cs231n.md", "docs/reliability.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_pages(page):
     """The blocks of a page, one after another."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
