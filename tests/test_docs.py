@@ -8,6 +8,7 @@ import pkgutil
 import re
 from pathlib import Path
 
+import overview
 import pytest
 
 import fastnorm as fn
@@ -79,3 +80,10 @@ def test_only_code_that_runs():
         fences = re.findall(r"^ *```+(\S.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
         other = {f for f in fences if not f.startswith("{")} - {"python", "sh", "text", "console"}
         assert not other, page
+
+
+def test_picture():
+    """The start page's is that of the numbers in docs/performance.md."""
+    page = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+    picture = (ROOT / "docs/plots/overview.svg").read_text(encoding="utf-8")
+    assert picture == overview.draw(overview.times(page)), "run bench/overview.py"
