@@ -115,7 +115,8 @@ def draw(found):
         y = TOP + ROW * (number + 0.5)
         slow, other = reference / fastnorm, pytorch / fastnorm
         ends = position(min(1, other)), position(max(slow, other))
-        label = re.sub(r"(?<=\d)x(?=\d)", "\N{MULTIPLICATION SIGN}", call).replace("-", " ")
+        label = call.replace("rms", "RMS").replace("-", " ")
+        label = re.sub(r"(?<=\d)x(?=\d)", "\N{MULTIPLICATION SIGN}", label)
         parts += [
             text(14, y + 4, label[0].upper() + label[1:], size=12),
             line(ends[0], y, ends[1], y, "#cccccc", 2),

@@ -32,7 +32,9 @@ extensions = [
 default_role = "py:obj"
 autodoc_typehints = "none"  # the docstrings have them in words
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 napoleon_google_docstring = False
+napoleon_use_param = False  # arguments that share a description stay together
 napoleon_use_rtype = False
 
 # Pages are Markdown that a code host shows as well: mathematics between dollars, links to files.
