@@ -133,8 +133,8 @@ def _run(
     out: Array | None,
     *,
     inference: bool,
-) -> tuple[Array, AffineCache | Any]:
-    """y and the cache, which is None at inference."""
+) -> Any:
+    """y; for training, y and the cache."""
     x, weight, bias = _checked(function, x, weight, bias)
     shape = (*x.shape[:-1], weight.shape[1])
     y = _arrays.output(
@@ -144,7 +144,7 @@ def _run(
     if inference and x.nbytes <= _SMALL and _arrays.is_same(x, y):
         x = x.copy()
     _times_weight(function, x, weight, False, bias, y)
-    return y, None if inference else AffineCache(x, weight, bias)
+    return y if inference else (y, AffineCache(x, weight, bias))
 
 
 def affine(
@@ -191,7 +191,8 @@ def affine(
     >>> fn.affine(np.array([1.0, 2.0]), np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0.5, 0.5]))
     array([1.5, 2.5])
     """
-    return _run("affine", x, weight, bias, out, inference=True)[0]
+    y: Array = _run("affine", x, weight, bias, out, inference=True)
+    return y
 
 
 def affine_forward(
@@ -224,7 +225,10 @@ def affine_forward(
     >>> y.shape
     (4, 2)
     """
-    return _run("affine_forward", x, weight, bias, out, inference=False)
+    result: tuple[Array, AffineCache] = _run(
+        "affine_forward", x, weight, bias, out, inference=False
+    )
+    return result
 
 
 def affine_backward(

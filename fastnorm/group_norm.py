@@ -81,7 +81,7 @@ def _normalise(
     return y, (x, gamma, beta, mean, rstd, axis)
 
 
-def _number_of_groups(mean: Array) -> int:
+def _number_of_groups(mean: object) -> int:
     """The cache's shape says it."""
     return mean.shape[1] if isinstance(mean, np.ndarray) and mean.ndim == 2 else 0
 

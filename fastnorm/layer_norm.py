@@ -38,8 +38,8 @@ def _forward(
     out: Array | None,
     *,
     inference: bool,
-) -> tuple[Array, LayerNormCache | Any]:
-    """y and the cache, which is None at inference."""
+) -> Any:
+    """y; for training, y and the cache."""
     x = _arrays.array(function, "x", x)
     axes = _arrays.many_axes(function, axis, x.ndim)
     shape = _arrays.lengths(x, axes)
@@ -61,7 +61,7 @@ def _forward(
             _arrays.ordered(x, order), _arrays.cast(gamma, dtype), _arrays.cast(beta, dtype),
             m, n, True, eps, _arrays.ordered(y, order), mean, rstd, get_num_threads(),
         )  # fmt: skip
-    return y, None if inference else LayerNormCache(x, gamma, beta, mean, rstd, axes)
+    return y if inference else (y, LayerNormCache(x, gamma, beta, mean, rstd, axes))
 
 
 def layer_norm(
@@ -120,7 +120,8 @@ def layer_norm(
     array([[-1.,  1.],
            [-1.,  1.]])
     """
-    return _forward("layer_norm", x, gamma, beta, axis, eps, out, inference=True)[0]
+    y: Array = _forward("layer_norm", x, gamma, beta, axis, eps, out, inference=True)
+    return y
 
 
 def layer_norm_forward(
@@ -161,7 +162,10 @@ def layer_norm_forward(
     array([[2.],
            [0.]])
     """
-    return _forward("layer_norm_forward", x, gamma, beta, axis, eps, out, inference=False)
+    result: tuple[Array, LayerNormCache] = _forward(
+        "layer_norm_forward", x, gamma, beta, axis, eps, out, inference=False
+    )
+    return result
 
 
 def layer_norm_backward(

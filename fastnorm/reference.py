@@ -496,7 +496,7 @@ def _batch_view(x: Array, axis: int) -> tuple[_View, tuple[int, ...]]:
     return _View(x.shape, over, along=(axis,)), (x.shape[axis],)
 
 
-def _check_running(**statistics: Array | None) -> None:
+def _check_running(**statistics: object) -> None:
     """Running statistics to be updated in place: arrays that can be."""
     for name, s in statistics.items():
         if s is None:
@@ -536,8 +536,6 @@ def batch_norm(
 
     mean, var, gamma and beta have shape (C,), C being the length of `axis`. out may be x.
     """
-    if mean is None or var is None:
-        raise ValueError("batch_norm needs both mean and var")
     x = _floating("x", x)
     view, shape = _batch_view(x, axis)
     mean, var = _shaped("mean", mean, shape), _shaped("var", var, shape)

@@ -40,8 +40,8 @@ def _forward(
     out: Array | None,
     *,
     inference: bool,
-) -> tuple[Array, RMSNormCache | Any]:
-    """y and the cache, which is None at inference."""
+) -> Any:
+    """y; for training, y and the cache."""
     x = _arrays.array(function, "x", x)
     axes = _arrays.many_axes(function, axis, x.ndim)
     gamma = _arrays.parameter(function, "gamma", gamma, _arrays.lengths(x, axes))
@@ -58,7 +58,7 @@ def _forward(
             _arrays.ordered(x, order), _arrays.cast(gamma, _arrays.working_dtype(x)), None,
             m, n, False, eps, _arrays.ordered(y, order), None, rstd, get_num_threads(),
         )  # fmt: skip
-    return y, None if inference else RMSNormCache(x, gamma, rstd, axes)
+    return y if inference else (y, RMSNormCache(x, gamma, rstd, axes))
 
 
 def rms_norm(
@@ -115,7 +115,8 @@ def rms_norm(
     array([[ 0.2,  1.4],
            [-1. ,  1. ]])
     """
-    return _forward("rms_norm", x, gamma, axis, eps, out, inference=True)[0]
+    y: Array = _forward("rms_norm", x, gamma, axis, eps, out, inference=True)
+    return y
 
 
 def rms_norm_forward(
@@ -154,7 +155,10 @@ def rms_norm_forward(
     array([[0.2],
            [0.5]])
     """
-    return _forward("rms_norm_forward", x, gamma, axis, eps, out, inference=False)
+    result: tuple[Array, RMSNormCache] = _forward(
+        "rms_norm_forward", x, gamma, axis, eps, out, inference=False
+    )
+    return result
 
 
 def rms_norm_backward(

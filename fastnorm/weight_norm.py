@@ -56,8 +56,8 @@ def _run(
     out: Array | None,
     *,
     inference: bool,
-) -> tuple[Array, WeightNormCache | Any]:
-    """w and the cache, which is None at inference."""
+) -> Any:
+    """w; for training, w and the cache."""
     v = _arrays.array(function, "v", v)
     if axis is not None:
         axis = _arrays.one_axis(function, axis, v.ndim)
@@ -69,7 +69,7 @@ def _run(
     norm: Any = None if inference else np.zeros(c)
     if v.size:
         _kernel.forward(v, _arrays.contiguous(g_given), n, c, s, w, norm, get_num_threads())
-    return w, None if inference else WeightNormCache(v, g_given, norm, axis)
+    return w if inference else (w, WeightNormCache(v, g_given, norm, axis))
 
 
 def weight_norm(
@@ -114,7 +114,8 @@ def weight_norm(
     array([[6., 8.],
            [0., 1.]])
     """
-    return _run("weight_norm", v, g, axis, out, inference=True)[0]
+    w: Array = _run("weight_norm", v, g, axis, out, inference=True)
+    return w
 
 
 def weight_norm_forward(
@@ -147,7 +148,10 @@ def weight_norm_forward(
     >>> cache.norm
     array([5.])
     """
-    return _run("weight_norm_forward", v, g, axis, out, inference=False)
+    result: tuple[Array, WeightNormCache] = _run(
+        "weight_norm_forward", v, g, axis, out, inference=False
+    )
+    return result
 
 
 def weight_norm_backward(

@@ -1,6 +1,6 @@
 """Typical uses, for type checkers: `mypy --strict` must find nothing here, and the types asserted.
 
-Nothing runs this file; `tests/test_typing.py` checks it.
+Nothing runs this file: `mypy`, without arguments, checks it and the package.
 """
 
 from typing import Any, assert_type
@@ -47,11 +47,12 @@ def statistics(x: NDArray[np.float64]) -> None:
     assert_type(cache.mean, NDArray[Any])
     assert_type(cache.gamma, NDArray[Any] | None)
     assert_type(cache.frozen, bool)
-    dx, dgamma, dbeta = fn.batch_norm_backward(x, cache)
+    dx, *_ = fn.batch_norm_backward(x, cache)
     _, group_cache = fn.group_norm_forward(x, 1)
     _, instance_cache = fn.instance_norm_forward(x)
-    dx, dgamma, dbeta = fn.group_norm_backward(x, group_cache)
-    dx, dgamma, dbeta = fn.instance_norm_backward(x, instance_cache)
+    dx, *_ = fn.group_norm_backward(x, group_cache)
+    dx, *_ = fn.instance_norm_backward(x, instance_cache)
+    assert_type(dx, NDArray[Any])
     _, weight_cache = fn.weight_norm_forward(x, running_var, axis=1)
     assert_type(fn.weight_norm_backward(x, weight_cache), tuple[NDArray[Any], NDArray[Any]])
 
