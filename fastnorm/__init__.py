@@ -2,12 +2,12 @@
 
 try:
     from . import _cpu  # noqa: F401
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         "fastnorm's compiled modules are missing. If this is the source folder, start Python in "
         "another one and install with `pip install .`; the command `fastnorm` and plain `pytest` "
-        f"work here too. ({error})"
-    ) from error
+        f"work here too. ({_error})"
+    ) from _error
 
 from importlib.metadata import version as _version
 

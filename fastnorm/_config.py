@@ -2,6 +2,7 @@
 
 import platform
 from importlib.metadata import version
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from . import _cpu, _dispatch
 from ._threads import get_num_threads
 
 
-def _configuration():
+def _configuration() -> dict[str, Any]:
     from . import _blas
 
     return {
@@ -26,7 +27,15 @@ def _configuration():
     }
 
 
-def show_config(mode="stdout"):
+@overload
+def show_config(mode: Literal["stdout"] = "stdout") -> None: ...
+
+
+@overload
+def show_config(mode: Literal["dicts"]) -> dict[str, Any]: ...
+
+
+def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] | None:
     """Show the version, the instruction set, the number of threads and the BLAS in use.
 
     Parameters

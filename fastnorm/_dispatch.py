@@ -7,6 +7,7 @@ a module already runs code compiled for its instruction set, so the choice canno
 import importlib
 import importlib.util
 import os
+from types import ModuleType
 
 from . import _cpu
 
@@ -14,11 +15,11 @@ from . import _cpu
 _SUPPORTED = {"baseline": lambda: True, "avx2": _cpu.has_avx2, "avx512": _cpu.has_avx512}
 
 
-def _is_built(isa):
+def _is_built(isa: str) -> bool:
     return importlib.util.find_spec(f"{__package__}._kernels.layer_norm_{isa}") is not None
 
 
-def _choose(available, wanted):
+def _choose(available: tuple[str, ...], wanted: str | None) -> str:
     """The name in `wanted` if there is one, else the fastest of `available`."""
     if not wanted:
         return available[-1]
@@ -33,6 +34,6 @@ ISAS = tuple(isa for isa, supported in _SUPPORTED.items() if supported() and _is
 ISA = _choose(ISAS, os.environ.get("FASTNORM_ISA"))
 
 
-def load(kernel):
+def load(kernel: str) -> ModuleType:
     """The kernel's module for the chosen instruction set."""
     return importlib.import_module(f"{__package__}._kernels.{kernel}_{ISA}")
