@@ -22,10 +22,18 @@ References
 Stanford University, CS231n, Assignment 2, https://cs231n.github.io.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 import fastnorm as fn
 from fastnorm.affine import AffineCache
+
+Array = NDArray[Any]
+Options = dict[str, Any]
 
 __all__ = [
     "affine_backward",
@@ -53,17 +61,20 @@ MOMENTUM = 0.9
 # ---- Arguments -----------------------------------------------------------------------------------
 
 
-def _floating(*arrays):
+def _floating(*arrays: Any) -> list[Array]:
     """The arrays in the floating-point dtype of NumPy's arithmetic between them."""
     # Python's numbers take part as they are: 1 does not make float64 of float32.
-    arrays = [a if isinstance(a, (int, float)) else np.asanyarray(a) for a in arrays]
-    dtype = np.result_type(*arrays)
+    dtype = np.result_type(
+        *(a if isinstance(a, (int, float)) else np.asanyarray(a) for a in arrays)
+    )
     if dtype.kind in "biu":
         dtype = np.dtype(np.float64)
     return [np.asanyarray(a, dtype=dtype) for a in arrays]
 
 
-def _input(function, x, gamma, beta, axes):
+def _input(
+    function: str, x: ArrayLike, gamma: ArrayLike, beta: ArrayLike, axes: str
+) -> tuple[Array, Array, Array]:
     """x, which must have the axes, and gamma and beta of one length, in one dtype."""
     x, gamma, beta = _floating(x, gamma, beta)
     if x.ndim != len(axes):
@@ -76,12 +87,12 @@ def _input(function, x, gamma, beta, axes):
 # ---- Affine layer, ReLU --------------------------------------------------------------------------
 
 
-def _rows(x):
+def _rows(x: Array) -> Array:
     """x (N, d_1, ..., d_k) as (N, D)."""
     return x.reshape(len(x), int(np.prod(x.shape[1:])))
 
 
-def affine_forward(x, w, b):
+def affine_forward(x: ArrayLike, w: ArrayLike, b: ArrayLike) -> tuple[Array, Any]:
     """Affine layer, ``out = x @ w + b`` with each sample of x as one row.
 
     Parameters
@@ -111,7 +122,7 @@ def affine_forward(x, w, b):
     return fn.affine(_rows(x), w, b), tuple(cache)
 
 
-def affine_backward(dout, cache):
+def affine_backward(dout: ArrayLike, cache: Any) -> tuple[Array, Array, Array]:
     """Gradients ``dx, dw, db`` of `affine_forward`, in the shapes of x, w and b.
 
     ``dx = dout @ w.T``, ``dw = x.T @ dout``, ``db = sum(dout)``.
@@ -122,24 +133,24 @@ def affine_backward(dout, cache):
     return dx.reshape(x.shape), dw, db
 
 
-def relu_forward(x):
+def relu_forward(x: ArrayLike) -> tuple[Array, ArrayLike]:
     """Rectifier, ``out = max(x, 0)`` of an array of any shape; the cache is x."""
     return np.maximum(x, 0), x
 
 
-def relu_backward(dout, cache):
+def relu_backward(dout: ArrayLike, cache: ArrayLike) -> Array:
     """The gradient of `relu_forward`: dout where x > 0, and 0 elsewhere."""
     return np.where(np.asarray(cache) > 0, dout, 0)
 
 
-def affine_relu_forward(x, w, b):
+def affine_relu_forward(x: ArrayLike, w: ArrayLike, b: ArrayLike) -> tuple[Array, Any]:
     """`affine_forward` and `relu_forward` after it; the cache is that of both."""
     a, affine_cache = affine_forward(x, w, b)
     out, relu_cache = relu_forward(a)
     return out, (affine_cache, relu_cache)
 
 
-def affine_relu_backward(dout, cache):
+def affine_relu_backward(dout: ArrayLike, cache: Any) -> tuple[Array, Array, Array]:
     """Gradients ``dx, dw, db`` of `affine_relu_forward`."""
     affine_cache, relu_cache = cache
     return affine_backward(relu_backward(dout, relu_cache), affine_cache)
@@ -148,7 +159,14 @@ def affine_relu_backward(dout, cache):
 # ---- Batch normalisation -------------------------------------------------------------------------
 
 
-def _batchnorm_forward(function, x, gamma, beta, bn_param, axes):
+def _batchnorm_forward(
+    function: str,
+    x: ArrayLike,
+    gamma: ArrayLike,
+    beta: ArrayLike,
+    bn_param: Options,
+    axes: str,
+) -> tuple[Array, Any]:
     mode = bn_param["mode"]
     if mode not in ("train", "test"):
         raise ValueError(f'{function}: bn_param["mode"] must be "train" or "test", got {mode!r}')
@@ -163,7 +181,8 @@ def _batchnorm_forward(function, x, gamma, beta, bn_param, axes):
         x,
         gamma,
         beta,
-        **running,
+        running_mean=running["running_mean"],
+        running_var=running["running_var"],
         decay=bn_param.get("momentum", MOMENTUM),
         ddof=0,
         training=mode == "train",
@@ -173,7 +192,9 @@ def _batchnorm_forward(function, x, gamma, beta, bn_param, axes):
     return out, cache
 
 
-def batchnorm_forward(x, gamma, beta, bn_param):
+def batchnorm_forward(
+    x: ArrayLike, gamma: ArrayLike, beta: ArrayLike, bn_param: Options
+) -> tuple[Array, Any]:
     """Batch normalisation of each column of x; see `fastnorm.batch_norm_forward`.
 
     Parameters
@@ -217,21 +238,23 @@ def batchnorm_forward(x, gamma, beta, bn_param):
     return _batchnorm_forward("batchnorm_forward", x, gamma, beta, bn_param, "ND")
 
 
-def batchnorm_backward(dout, cache):
+def batchnorm_backward(dout: ArrayLike, cache: Any) -> tuple[Array, Array, Array]:
     """Gradients ``dx, dgamma, dbeta`` of `batchnorm_forward`, of shape (N, D), (D,) and (D,).
 
     By the kernel of `fastnorm.batch_norm_backward`. The course wants this function to walk through
     the graph step by step: `fastnorm.reference.batch_norm_backward_staged` does.
     """
-    return fn.batch_norm_backward(*_floating(dout), cache)
+    return fn.batch_norm_backward(_floating(dout)[0], cache)
 
 
-def batchnorm_backward_alt(dout, cache):
+def batchnorm_backward_alt(dout: ArrayLike, cache: Any) -> tuple[Array, Array, Array]:
     """The same as `batchnorm_backward`: the closed form, by the same kernel."""
     return batchnorm_backward(dout, cache)
 
 
-def spatial_batchnorm_forward(x, gamma, beta, bn_param):
+def spatial_batchnorm_forward(
+    x: ArrayLike, gamma: ArrayLike, beta: ArrayLike, bn_param: Options
+) -> tuple[Array, Any]:
     """Batch normalisation of each channel of x (N, C, H, W), over N, H and W.
 
     All else is as in `batchnorm_forward`, with C for D.
@@ -239,7 +262,7 @@ def spatial_batchnorm_forward(x, gamma, beta, bn_param):
     return _batchnorm_forward("spatial_batchnorm_forward", x, gamma, beta, bn_param, "NCHW")
 
 
-def spatial_batchnorm_backward(dout, cache):
+def spatial_batchnorm_backward(dout: ArrayLike, cache: Any) -> tuple[Array, Array, Array]:
     """Gradients of `spatial_batchnorm_forward`: dx (N, C, H, W), dgamma and dbeta (C,)."""
     return batchnorm_backward(dout, cache)
 
@@ -247,7 +270,9 @@ def spatial_batchnorm_backward(dout, cache):
 # ---- Layer and group normalisation ---------------------------------------------------------------
 
 
-def layernorm_forward(x, gamma, beta, ln_param):
+def layernorm_forward(
+    x: ArrayLike, gamma: ArrayLike, beta: ArrayLike, ln_param: Options
+) -> tuple[Array, Any]:
     """Layer normalisation of each row of x; see `fastnorm.layer_norm`.
 
     Parameters
@@ -268,17 +293,19 @@ def layernorm_forward(x, gamma, beta, ln_param):
     return fn.layer_norm_forward(x, gamma, beta, eps=ln_param.get("eps", EPS))
 
 
-def layernorm_backward(dout, cache):
+def layernorm_backward(dout: ArrayLike, cache: Any) -> tuple[Array, Array, Array]:
     """Gradients ``dx, dgamma, dbeta`` of `layernorm_forward`, of shape (N, D), (D,) and (D,)."""
-    return fn.layer_norm_backward(*_floating(dout), cache)
+    return fn.layer_norm_backward(_floating(dout)[0], cache)
 
 
-def _channels(p, c):
+def _channels(p: Array, c: int) -> Array:
     """A parameter of shape (C,) or (1, C, 1, 1) as (C,)."""
     return p.reshape(c) if p.shape == (1, c, 1, 1) else p
 
 
-def spatial_groupnorm_forward(x, gamma, beta, G, gn_param):
+def spatial_groupnorm_forward(
+    x: ArrayLike, gamma: ArrayLike, beta: ArrayLike, G: int, gn_param: Options
+) -> tuple[Array, Any]:
     """Group normalisation of x; see `fastnorm.group_norm`.
 
     Parameters
@@ -316,17 +343,17 @@ def spatial_groupnorm_forward(x, gamma, beta, G, gn_param):
     return out, (cache, gamma.shape, beta.shape)
 
 
-def spatial_groupnorm_backward(dout, cache):
+def spatial_groupnorm_backward(dout: ArrayLike, cache: Any) -> tuple[Array, Array, Array]:
     """Gradients ``dx, dgamma, dbeta`` of `spatial_groupnorm_forward`, in the shapes given there."""
-    cache, *shapes = cache
-    dx, *gradients = fn.group_norm_backward(*_floating(dout), cache)
-    return dx, *(d.reshape(s) for d, s in zip(gradients, shapes, strict=True))
+    cache, gamma_shape, beta_shape = cache
+    dx, dgamma, dbeta = fn.group_norm_backward(_floating(dout)[0], cache)
+    return dx, dgamma.reshape(gamma_shape), dbeta.reshape(beta_shape)
 
 
 # ---- Loss ----------------------------------------------------------------------------------------
 
 
-def softmax_loss(x, y):
+def softmax_loss(x: ArrayLike, y: ArrayLike) -> tuple[float, Array]:
     """Mean cross-entropy of the softmax of scores, and its gradient.
 
     Parameters
