@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from libraries import LIBRARIES, torch
-from studies.nn import Sequential, normalised_network
+from nn import Sequential, normalised_network
 
 import fastnorm as fn
 from fastnorm import reference

@@ -2,12 +2,14 @@
 
 try:
     from . import _cpu  # noqa: F401
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         "fastnorm's compiled modules are missing. If this is the source folder, start Python in "
         "another one and install with `pip install .`; the command `fastnorm` and plain `pytest` "
-        f"work here too. ({error})"
-    ) from error
+        f"work here too. ({_error})"
+    ) from _error
+
+from typing import TYPE_CHECKING
 
 from . import layers, reference, testing
 from ._config import show_config
@@ -63,10 +65,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name):
-    """``__version__``: importlib.metadata takes longer to import than fastnorm does."""
-    if name != "__version__":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib.metadata import version
+__version__: str
 
-    return version("fastnorm-kernels")
+if not TYPE_CHECKING:  # to whom every name would then be one of ours
+
+    def __getattr__(name):
+        """``__version__``: importlib.metadata takes longer to import than fastnorm does."""
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib.metadata import version
+
+        return version("fastnorm-kernels")

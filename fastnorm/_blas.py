@@ -9,6 +9,7 @@ import ctypes
 import os
 import threading
 from contextlib import nullcontext
+from typing import Any
 
 from scipy.linalg import cython_blas
 
@@ -23,7 +24,7 @@ _NAMES = (
 )
 
 
-def _find():
+def _find() -> tuple[Any, Any, str | None]:
     """The getter and the setter of the library behind cython_blas, and its name; or Nones."""
     # A symbol is looked up in the library and in those it was linked with. PyDLL keeps the GIL: the
     # functions take less time than handing it over.
@@ -34,14 +35,15 @@ def _find():
     return None, None, None
 
 
-def _kernels():
+def _kernels() -> str | None:
     """The processor that OpenBLAS has chosen its kernels for, or None for another library."""
     library = ctypes.PyDLL(cython_blas.__file__)
-    for name in ("scipy_openblas_get_corename", "openblas_get_corename"):
-        if hasattr(library, name):
-            function = getattr(library, name)
+    for symbol in ("scipy_openblas_get_corename", "openblas_get_corename"):
+        if hasattr(library, symbol):
+            function = getattr(library, symbol)
             function.restype = ctypes.c_char_p
-            return function().decode()
+            name: bytes = function()
+            return name.decode()
     return None
 
 
@@ -51,11 +53,11 @@ _callers = 0
 _restore = 1
 
 
-def can_be_single_threaded():
+def can_be_single_threaded() -> bool:
     return _set is not None
 
 
-def describe():
+def describe() -> str:
     """One line for show_config."""
     kernels = _kernels()
     chosen = f"OpenBLAS, kernels for {kernels}; " if kernels else ""
@@ -69,7 +71,7 @@ def describe():
 class _SingleThreaded:
     """BLAS runs on the thread that calls it; the previous setting is restored at the end."""
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         global _callers, _restore
         with _lock:
             if _callers == 0:
@@ -78,7 +80,7 @@ class _SingleThreaded:
                     _set(1)
             _callers += 1
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         global _callers
         with _lock:
             _callers -= 1
@@ -86,7 +88,7 @@ class _SingleThreaded:
                 _set(_restore)
 
 
-def _forget_callers():
+def _forget_callers() -> None:
     """In a forked child: the parent's other threads, of whom some may have been inside, are not
     here."""
     global _lock, _callers

@@ -2,16 +2,19 @@
 
 import argparse
 import json
+import math
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from math import prod
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
 import fastnorm as fn
 from fastnorm import reference
-from fastnorm._registry import DTYPES, OPERATIONS, PASSES, Case, Operation, differing
+from fastnorm._registry import DTYPES, OPERATIONS, PASSES, Arrays, Case, Operation, differing
 
 CHECK_HEADER = """\
 Every kernel against the reference in a wider type; {threads} threads must give the bits of one.
@@ -29,7 +32,7 @@ difference from float64, relative to the largest value of the result that it is 
 class Progress:
     """A line on stderr that says what goes on, if somebody is looking."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.visible = sys.stderr.isatty()
 
     def show(self, text: str) -> None:
@@ -53,7 +56,9 @@ def plural(n: int, word: str) -> str:
 # ---- check ---------------------------------------------------------------------------------------
 
 
-def check_pass(operation: Operation, pass_: str, case: Case, arrays: dict, threads: int):
+def check_pass(
+    operation: Operation, pass_: str, case: Case, arrays: Arrays, threads: int
+) -> tuple[dict[str, float], str]:
     """Errors of a pass in units of their tolerances, and a complaint about bits if there is one."""
     results = []
     for n in (1, threads):
@@ -65,9 +70,12 @@ def check_pass(operation: Operation, pass_: str, case: Case, arrays: dict, threa
     return operation.judge(pass_, case, arrays, results[0]), complaint
 
 
-def check_operation(operation: Operation, threads: int, progress: Progress):
+def check_operation(
+    operation: Operation, threads: int, progress: Progress
+) -> tuple[int, str, list[str]]:
     """The number of results, the largest error with its description, and what is wrong."""
-    count, worst, wrong = 0, (-1.0, ""), []
+    count, worst = 0, (-1.0, "")
+    wrong: list[str] = []
     for number, case in enumerate(operation.cases, 1):
         progress.show(f"{operation.name}: case {number} of {len(operation.cases)}")
         for dtype in DTYPES:
@@ -76,8 +84,8 @@ def check_operation(operation: Operation, threads: int, progress: Progress):
                 where = f"{operation.function(pass_)}, {dtype}, {case.label}"
                 try:
                     errors, complaint = check_pass(operation, pass_, case, arrays, threads)
-                except Exception as error:  # whatever a kernel does, the other checks go on
-                    wrong.append(f"{where}: {type(error).__name__}: {error}")
+                except Exception as failure:  # whatever a kernel does, the other checks go on
+                    wrong.append(f"{where}: {type(failure).__name__}: {failure}")
                     continue
                 if complaint:
                     wrong.append(f"{where}: {complaint}")
@@ -97,7 +105,8 @@ def check(arguments: argparse.Namespace) -> int:
     threads = max(fn.get_num_threads(), 2)
     progress = Progress()
     say(CHECK_HEADER.format(threads=threads))
-    count, failed = 0, []
+    count = 0
+    failed: list[str] = []
     for operation in OPERATIONS:
         results, worst, wrong = check_operation(operation, threads, progress)
         progress.clear()
@@ -122,10 +131,10 @@ def check(arguments: argparse.Namespace) -> int:
 # ---- bench ---------------------------------------------------------------------------------------
 
 
-def least_time(call, seconds: float) -> float:
+def least_time(call: Callable[[], object], seconds: float) -> float:
     """The least time of a call, in seconds, repeated for about so long and three times at least."""
     call()
-    least, repeats, deadline = np.inf, 0, perf_counter() + seconds
+    least, repeats, deadline = math.inf, 0, perf_counter() + seconds
     while repeats < 3 or perf_counter() < deadline:
         started = perf_counter()
         call()
@@ -134,7 +143,7 @@ def least_time(call, seconds: float) -> float:
     return least
 
 
-def relative_error(results: dict, exact: dict) -> float:
+def relative_error(results: Arrays, exact: Arrays) -> float:
     """The largest difference of a result from the exact one, relative to its largest value."""
     return max(
         float(np.abs(results[name] - expected).max() / np.abs(expected).max())
@@ -143,7 +152,9 @@ def relative_error(results: dict, exact: dict) -> float:
     )
 
 
-def bench_pass(operation: Operation, pass_: str, case: Case, arrays: dict, seconds: float) -> dict:
+def bench_pass(
+    operation: Operation, pass_: str, case: Case, arrays: Arrays, seconds: float
+) -> dict[str, Any]:
     """What is printed of one pass."""
     slow, fast = (
         least_time(operation.bind(module, pass_, case, arrays), seconds)
@@ -248,4 +259,5 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     arguments = parser().parse_args(argv)
-    return arguments.run(arguments)
+    status: int = arguments.run(arguments)
+    return status

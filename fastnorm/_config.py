@@ -1,6 +1,7 @@
 """What this installation is and runs on."""
 
 import platform
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -8,7 +9,7 @@ from . import _cpu, _dispatch
 from ._threads import get_num_threads
 
 
-def _configuration():
+def _configuration() -> dict[str, Any]:
     from importlib.metadata import version  # takes longer to import than fastnorm does
 
     from . import _blas
@@ -27,7 +28,15 @@ def _configuration():
     }
 
 
-def show_config(mode="stdout"):
+@overload
+def show_config(mode: Literal["stdout"] = "stdout") -> None: ...
+
+
+@overload
+def show_config(mode: Literal["dicts"]) -> dict[str, Any]: ...
+
+
+def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] | None:
     """Show the version, the instruction set, the number of threads and the BLAS in use.
 
     Parameters

@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import os
 import sys
+from types import ModuleType
 
 from . import _cpu
 
@@ -15,13 +16,11 @@ from . import _cpu
 _SUPPORTED = {"baseline": lambda: True, "avx2": _cpu.has_avx2, "avx512": _cpu.has_avx512}
 
 
-def _engine(isa):
-    """The file of the engine's module, or None where it was not built."""
-    spec = importlib.util.find_spec(f"{__package__}._kernels.engine_{isa}")
-    return spec and spec.origin
+def _is_built(isa: str) -> bool:
+    return importlib.util.find_spec(f"{__package__}._kernels.engine_{isa}") is not None
 
 
-def _choose(available, wanted):
+def _choose(available: tuple[str, ...], wanted: str | None) -> str:
     """The name in `wanted` if there is one, else the fastest of `available`."""
     if not wanted:
         return available[-1]
@@ -32,19 +31,23 @@ def _choose(available, wanted):
     return wanted
 
 
-ISAS = tuple(isa for isa, supported in _SUPPORTED.items() if supported() and _engine(isa))
+ISAS = tuple(isa for isa, supported in _SUPPORTED.items() if supported() and _is_built(isa))
 ISA = _choose(ISAS, os.environ.get("FASTNORM_ISA"))
 
 
-def _load_engine():
+def _load_engine() -> None:
     """Under the name by which the kernels, of whichever instruction set, cimport it."""
     name = f"{__package__}._kernels.engine"
-    spec = importlib.util.spec_from_file_location(name, _engine(ISA))
+    file = importlib.util.find_spec(f"{name}_{ISA}")
+    assert file is not None
+    spec = importlib.util.spec_from_file_location(name, file.origin)
+    assert spec is not None
+    assert spec.loader is not None
     sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules[name])
 
 
-def load(kernel):
+def load(kernel: str) -> ModuleType:
     """The kernel's module for the chosen instruction set."""
     return importlib.import_module(f"{__package__}._kernels.{kernel}_{ISA}")
 

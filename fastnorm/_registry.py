@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from fastnorm import reference
+from fastnorm._typing import Array, Axes
 
 try:
     from ml_dtypes import bfloat16, finfo  # np.finfo does not know bfloat16
@@ -27,9 +28,11 @@ except ImportError:  # which nobody needs to have
 
 Arrays = dict[str, Any]
 
-WIDE_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
-HALF_DTYPES = tuple(np.dtype(half) for half in (np.float16, bfloat16) if half is not None)
-DTYPES = WIDE_DTYPES + HALF_DTYPES
+WIDE_DTYPES: tuple[np.dtype[Any], ...] = (np.dtype(np.float32), np.dtype(np.float64))
+HALF_DTYPES: tuple[np.dtype[Any], ...] = tuple(
+    np.dtype(half) for half in (np.float16, bfloat16) if half is not None
+)
+DTYPES: tuple[np.dtype[Any], ...] = WIDE_DTYPES + HALF_DTYPES
 PASSES = ("inference", "forward", "backward")
 
 # Around the widths of vectors (4 to 16), of the kernels' lanes (32, 64), of chunks and of blocks.
@@ -75,17 +78,18 @@ PRODUCT = Tolerance(
 )
 
 
-def working(dtype: Any) -> np.dtype:
+def working(dtype: Any) -> np.dtype[Any]:
     """The type that x of `dtype` is computed in."""
     return np.dtype(np.float32) if dtype in HALF_DTYPES else np.dtype(dtype)
 
 
-def rounding(values: np.ndarray, dtype: Any) -> np.ndarray:
+def rounding(values: Array, dtype: Any) -> Array:
     """What `values` lose at most when they are rounded to `dtype`: half an ulp."""
     limits = finfo(dtype)
     exponents = np.frexp(values)[1] - 1
     ulp = np.ldexp(float(limits.eps), exponents)
-    return np.maximum(ulp, float(limits.smallest_subnormal)) / 2
+    loss: Array = np.maximum(ulp, float(limits.smallest_subnormal)) / 2
+    return loss
 
 
 # ---- cases and operations ------------------------------------------------------------------------
@@ -150,7 +154,7 @@ class Operation:
 
     name: str
     inputs: tuple[str, ...]
-    fill: Callable[[Case, Callable[..., np.ndarray]], Arrays]
+    fill: Callable[[Case, Callable[..., Array]], Arrays]
     magnitude: Callable[[str, Case, Arrays], Arrays]
     tolerances: Mapping[str, Tolerance]
     cases: tuple[Case, ...]
@@ -186,7 +190,7 @@ class Operation:
         if rng is None:
             rng = np.random.default_rng(zlib.crc32(f"{self.name} {case.label}".encode()))
 
-        def normal(shape: tuple[int, ...], mean: float = 0.0, std: float = 1.0) -> np.ndarray:
+        def normal(shape: tuple[int, ...], mean: float = 0.0, std: float = 1.0) -> Array:
             return np.asarray(mean + std * rng.standard_normal(shape))
 
         def dtype_of(name: str) -> Any:
@@ -194,7 +198,9 @@ class Operation:
                 return dtype[name]
             return working(dtype) if name in self.state else dtype
 
-        arrays = {name: a.astype(dtype_of(name)) for name, a in self.fill(case, normal).items()}
+        arrays: Arrays = {
+            name: a.astype(dtype_of(name)) for name, a in self.fill(case, normal).items()
+        }
         lay_out = LAYOUTS[case.layout]
         for name, array in arrays.items():
             if name in case.without:
@@ -241,7 +247,7 @@ class Operation:
 
     def run(
         self, module: ModuleType, pass_: str, case: Case, arrays: Arrays, **more: Any
-    ) -> dict[str, np.ndarray | None]:
+    ) -> dict[str, Array | None]:
         """Do a pass; its results by name, updated state and the cache's statistics among them.
 
         `arrays` stay as they are: state is copied first.
@@ -293,7 +299,7 @@ class Operation:
         exact = self.run(reference, pass_, case, wide)
         return self.errors(results, exact, self.magnitude(pass_, case, wide), dtype)
 
-    def blank(self, pass_: str, arrays: Arrays) -> np.ndarray:
+    def blank(self, pass_: str, arrays: Arrays) -> Array:
         """An array for the first result of a pass, full of NaN: what is not written shows."""
         like = arrays[self.inputs[0]]
         shape = like.shape if pass_ == "backward" else arrays["dy"].shape
@@ -312,13 +318,13 @@ class Operation:
 def differing(results: Arrays, others: Arrays) -> list[str]:
     """Names of the results whose bits, shape or dtype are not the same."""
 
-    def identity(array: np.ndarray | None) -> Any:
+    def identity(array: Array | None) -> Any:
         return array is not None and (array.dtype, array.shape, array.tobytes())
 
     return [name for name in results if identity(results[name]) != identity(others[name])]
 
 
-def nbytes(array: np.ndarray | None) -> int:
+def nbytes(array: Array | None) -> int:
     """Bytes of an array, zero for None."""
     return 0 if array is None else array.nbytes
 
@@ -326,36 +332,36 @@ def nbytes(array: np.ndarray | None) -> int:
 # ---- layouts -------------------------------------------------------------------------------------
 
 
-def _view_into(array: np.ndarray, shape: tuple[int, ...], index: Any) -> np.ndarray:
-    view = np.zeros(shape, array.dtype)[index]
+def _view_into(array: Array, shape: tuple[int, ...], index: Any) -> Array:
+    view: Array = np.zeros(shape, array.dtype)[index]
     view[...] = array
     return view
 
 
-def _sliced(array: np.ndarray) -> np.ndarray:
+def _sliced(array: Array) -> Array:
     return _view_into(array, (*array.shape[:-1], 2 * array.shape[-1]), np.s_[..., ::2])
 
 
-def _padded(array: np.ndarray) -> np.ndarray:
+def _padded(array: Array) -> Array:
     return _view_into(array, (*array.shape[:-1], array.shape[-1] + 3), np.s_[..., :-3])
 
 
-def _reversed(array: np.ndarray) -> np.ndarray:
+def _reversed(array: Array) -> Array:
     return np.flip(np.flip(array).copy())
 
 
-def _transposed(array: np.ndarray) -> np.ndarray:
+def _transposed(array: Array) -> Array:
     return np.ascontiguousarray(array.swapaxes(0, -1)).swapaxes(0, -1)
 
 
-def _unaligned(array: np.ndarray) -> np.ndarray:
+def _unaligned(array: Array) -> Array:
     memory = np.zeros(array.nbytes + 1, np.uint8)
     view = memory[1:].view(array.dtype).reshape(array.shape)
     view[...] = array
     return view
 
 
-LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+LAYOUTS: dict[str, Callable[[Array], Array]] = {
     "contiguous": np.ascontiguousarray,
     "fortran": np.asfortranarray,
     "transposed": _transposed,
@@ -376,8 +382,8 @@ def _label(*words: Any) -> str:
 
 
 def _centred_magnitude(
-    arrays: Arrays, mean: np.ndarray, std: np.ndarray, reduced: tuple[int, ...] | None, eps: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    arrays: Arrays, mean: Array, std: Array, reduced: tuple[int, ...] | None, eps: float
+) -> tuple[Array, Array, Array]:
     """Magnitudes of y, of dx and of a term of dgamma, for y = gamma (x - mean) rstd + beta.
 
     All arrays broadcast against x. The error of x_hat is relative to ``|x_hat| + 1``: one stands
@@ -396,22 +402,23 @@ def _centred_magnitude(
     return y, rstd * dx, dy * xhat
 
 
-def _condition(mean: np.ndarray, rstd: np.ndarray) -> np.ndarray:
+def _condition(mean: Array, rstd: Array) -> Array:
     """What the error of the mean amounts to, in epsilons and units of the standard deviation."""
     judges_float64 = mean.dtype.char == "g"  # longdouble, even where that is float64
     return 1 + np.abs(mean) * rstd if judges_float64 else np.ones_like(mean)
 
 
-def _mean(array: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    return array.mean(axis=axes, keepdims=True)
+def _mean(array: Array, axes: tuple[int, ...]) -> Array:
+    mean: Array = array.mean(axis=axes, keepdims=True)
+    return mean
 
 
-def _axes(axis: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
+def _axes(axis: Axes, ndim: int) -> tuple[int, ...]:
     """Axes in ascending order."""
     return tuple(sorted(a % ndim for a in np.atleast_1d(axis)))
 
 
-def _fill_layer_norm(case: Case, normal: Callable[..., np.ndarray]) -> Arrays:
+def _fill_layer_norm(case: Case, normal: Callable[..., Array]) -> Arrays:
     axes = _axes(case.options.get("axis", -1), len(case.shape))
     parameter = tuple(case.shape[a] for a in axes)
     return {
@@ -445,6 +452,7 @@ def _magnitude_layer_norm(pass_: str, case: Case, arrays: Arrays) -> Arrays:
 
 
 def _layer_norm_cases() -> Iterator[Case]:
+    shape: tuple[int, ...]
     for n in SIZES:
         yield Case(_label((5, n)), (5, n))
     for m in SIZES[:-1]:
@@ -498,7 +506,7 @@ LAYER_NORM = Operation(
 # ---- RMS normalisation ---------------------------------------------------------------------------
 
 
-def _fill_rms_norm(case: Case, normal: Callable[..., np.ndarray]) -> Arrays:
+def _fill_rms_norm(case: Case, normal: Callable[..., Array]) -> Arrays:
     arrays = _fill_layer_norm(case, normal)
     del arrays["beta"]
     return arrays
@@ -543,7 +551,7 @@ RMS_NORM = Operation(
 # ---- batch normalisation -------------------------------------------------------------------------
 
 
-def _fill_batch_norm(case: Case, normal: Callable[..., np.ndarray]) -> Arrays:
+def _fill_batch_norm(case: Case, normal: Callable[..., Array]) -> Arrays:
     channels = (case.shape[case.options.get("axis", 1)],)
     mean = case.data.get("mean", 1)
     return {
@@ -594,6 +602,7 @@ def _magnitude_batch_norm(pass_: str, case: Case, arrays: Arrays) -> Arrays:
 
 
 def _batch_norm_cases() -> Iterator[Case]:
+    shape: tuple[int, ...]
     no_running = ("running_mean", "running_var")
     frozen = {"training": False}
     for c in SIZES:
@@ -670,7 +679,7 @@ BATCH_NORM = Operation(
 # ---- group and instance normalisation ------------------------------------------------------------
 
 
-def _fill_group_norm(case: Case, normal: Callable[..., np.ndarray]) -> Arrays:
+def _fill_group_norm(case: Case, normal: Callable[..., Array]) -> Arrays:
     channels = (case.shape[case.options.get("axis", 1)],)
     return {
         "x": normal(case.shape, case.data.get("mean", 1), 2),
@@ -691,7 +700,7 @@ def _magnitude_group_norm(pass_: str, case: Case, arrays: Arrays) -> Arrays:
     parameter = [n if a in (axis, axis + 1) else 1 for a, n in enumerate(split)]
     reduced = tuple(a for a in range(x.ndim + 1) if a not in (0, axis))
     others = tuple(a for a in range(x.ndim) if a != axis)
-    views = {
+    views: Arrays = {
         name: a if a is None else a.reshape(split if name in ("x", "dy") else parameter)
         for name, a in arrays.items()
     }
@@ -719,6 +728,7 @@ def _group_case(
 
 
 def _group_norm_cases() -> Iterator[Case]:
+    shape: tuple[int, ...]
     for s in SIZES:
         yield _group_case((3, 6, s), 2)
     for d in SIZES[:-2]:
@@ -793,6 +803,7 @@ def _instance_case(shape: tuple[int, ...], *words: str, axis: int = 1, **more: A
 
 
 def _instance_norm_cases() -> Iterator[Case]:
+    shape: tuple[int, ...]
     for s in SIZES:
         yield _instance_case((3, 3, s))
     for n in SIZES[1:]:
@@ -842,7 +853,7 @@ INSTANCE_NORM = Operation(
 # ---- weight normalisation ------------------------------------------------------------------------
 
 
-def _fill_weight_norm(case: Case, normal: Callable[..., np.ndarray]) -> Arrays:
+def _fill_weight_norm(case: Case, normal: Callable[..., Array]) -> Arrays:
     axis = case.options.get("axis", 0)
     shape: tuple[int, ...] = () if axis is None else (case.shape[axis],)
     if case.data.get("keepdims"):
@@ -868,6 +879,7 @@ def _magnitude_weight_norm(pass_: str, case: Case, arrays: Arrays) -> Arrays:
 
 
 def _weight_norm_cases() -> Iterator[Case]:
+    shape: tuple[int, ...]
     for n in SIZES:
         yield Case(_label((5, n)), (5, n))
         yield Case(_label((33, n), "axis -1"), (33, n), {"axis": -1})
@@ -916,7 +928,7 @@ WEIGHT_NORM = Operation(
 # ---- affine --------------------------------------------------------------------------------------
 
 
-def _fill_affine(case: Case, normal: Callable[..., np.ndarray]) -> Arrays:
+def _fill_affine(case: Case, normal: Callable[..., Array]) -> Arrays:
     inputs, outputs = case.shape[-1], case.data["outputs"]
     weight = normal((inputs, outputs), std=max(inputs, 1) ** -0.5)
     if case.data.get("transposed"):
@@ -947,6 +959,7 @@ def _affine_case(shape: tuple[int, ...], outputs: int, *words: str, **more: Any)
 
 
 def _affine_cases() -> Iterator[Case]:
+    shape: tuple[int, ...]
     for n in SIZES:
         yield _affine_case((n, 17), 5)
         yield _affine_case((5, n), 3)

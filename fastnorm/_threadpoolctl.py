@@ -9,19 +9,19 @@ from threadpoolctl import LibController, register
 from . import _threads
 
 
-class _Controller(LibController):
+class _Controller(LibController):  # type: ignore[misc] # threadpoolctl has no types
     user_api = "fastnorm"
     internal_api = "fastnorm"
     filename_prefixes = ("_pool",)
     check_symbols = ("fastnorm_pool_size",)
 
-    def get_num_threads(self):
+    def get_num_threads(self) -> int:
         return _threads.for_the_process()
 
-    def set_num_threads(self, num_threads):
+    def set_num_threads(self, num_threads: int) -> None:
         _threads.set_num_threads(num_threads)
 
-    def get_version(self):
+    def get_version(self) -> str:
         from . import __version__
 
         return __version__

@@ -3,9 +3,11 @@
 import math
 import os
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from operator import index
 from pathlib import Path
+from typing import SupportsIndex
 
 from ._pool import MAX_THREADS
 
@@ -15,25 +17,25 @@ _CGROUPS = Path("/sys/fs/cgroup")
 class _Local(threading.local):
     """What `num_threads` set for this thread."""
 
-    n = None  # a default of the class is found much faster than the lack of an attribute
+    n: int | None = (
+        None  # a default of the class is found much faster than the lack of an attribute
+    )
 
 
 _local = _Local()
 
 
-def _positive_integer(function, value):
+def _positive_integer(function: str, value: SupportsIndex) -> int:
     try:
         n = index(value)
     except TypeError:
-        raise TypeError(
-            f"{function}: n must be an integer, got {type(value).__name__}"
-        ) from None
+        raise TypeError(f"{function}: n must be an integer, got {type(value).__name__}") from None
     if n < 1:
         raise ValueError(f"{function}: n must be at least 1, got {n}")
     return min(n, MAX_THREADS)
 
 
-def _from_environment(name):
+def _from_environment(name: str) -> float:
     """The limit that an environment variable sets; OMP_NUM_THREADS may be a list, one per level."""
     try:
         n = int(os.environ.get(name, "").split(",")[0])
@@ -42,14 +44,14 @@ def _from_environment(name):
     return n if n >= 1 else math.inf
 
 
-def _affinity():
+def _affinity() -> int:
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:
         return os.cpu_count() or 1
 
 
-def _cgroup_folders(proc):
+def _cgroup_folders(proc: Path) -> Iterator[Path]:
     """Folders of this process's control groups, the process's own first, then those above it."""
     try:
         lines = (proc / "self/cgroup").read_text().splitlines()
@@ -63,7 +65,7 @@ def _cgroup_folders(proc):
             yield from (folder, *folder.parents[: len(folder.parents) - len(root.parents)])
 
 
-def _quota_of(folder):
+def _quota_of(folder: Path) -> float:
     """CPUs that a control group may use, of version 2 (cpu.max) or 1 (cfs_quota)."""
     try:
         quota, period = (folder / "cpu.max").read_text().split()
@@ -78,11 +80,11 @@ def _quota_of(folder):
     return max(1, math.ceil(int(quota) / int(period)))
 
 
-def _quota(proc=Path("/proc")):
+def _quota(proc: Path = Path("/proc")) -> float:
     return min(map(_quota_of, _cgroup_folders(proc)), default=math.inf)
 
 
-def _default():
+def _default() -> int:
     limits = (
         _affinity(),
         _quota(),
@@ -95,12 +97,12 @@ def _default():
 _process = _default()
 
 
-def for_the_process():
+def for_the_process() -> int:
     """What `set_num_threads` has set, or the default."""
     return _process
 
 
-def get_num_threads():
+def get_num_threads() -> int:
     """Number of threads that a call made by this thread may use.
 
     Returns
@@ -120,7 +122,7 @@ def get_num_threads():
     return _local.n or _process
 
 
-def set_num_threads(n):
+def set_num_threads(n: SupportsIndex) -> None:
     """Set the process's default number of threads.
 
     Results do not depend on it, bit for bit.
@@ -147,7 +149,7 @@ def set_num_threads(n):
 
 
 @contextmanager
-def num_threads(n):
+def num_threads(n: SupportsIndex) -> Iterator[None]:
     """Limit the calls of this thread, and of no other, to n threads.
 
     Parameters

@@ -1,16 +1,19 @@
 """The affine (fully connected, dense, linear) layer."""
 
+from __future__ import annotations
+
 from functools import cache as _once
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import _arrays, _dispatch
 from ._threads import get_num_threads
+from ._typing import Array, ArrayLike, MaybeArray
 
 
 @_once
-def _load():
+def _load() -> tuple[Any, Any]:
     """The kernel and its BLAS. Importing SciPy takes long: it waits for the first use."""
     from . import _blas
 
@@ -20,16 +23,16 @@ def _load():
 class AffineCache(NamedTuple):
     """What `affine_backward` needs: references, no copies."""
 
-    x: np.ndarray
-    weight: np.ndarray
-    bias: np.ndarray | None
+    x: Array
+    weight: Array
+    bias: Array | None
 
 
 # Bytes of x up to which a copy costs less than to have all columns of a row in one block.
 _SMALL = 2**20
 
 
-def _multiply(function, *product):
+def _multiply(function: str, *product: Any) -> None:
     """The kernel's matmul, with as many threads as BLAS lets us have."""
     kernel, blas = _load()
     with blas.single_threaded:
@@ -38,7 +41,9 @@ def _multiply(function, *product):
             raise MemoryError(f"{function}: no memory for the tiles")
 
 
-def _times_weight(function, x, weight, transposed, bias, y):
+def _times_weight(
+    function: str, x: Array, weight: Array, transposed: bool, bias: Array | None, y: Array
+) -> None:
     """y = x @ weight + bias, or x @ weight.T; y may be x."""
     k, n = x.shape[-1], y.shape[-1]
     if k == 0:
@@ -51,10 +56,10 @@ def _times_weight(function, x, weight, transposed, bias, y):
     _multiply(
         function, x, False, weight, transposed, _arrays.cast(bias, dtype), y,
         _arrays.row_count(x), n, k, dtype,
-    )
+    )  # fmt: skip
 
 
-def _weight_gradient(function, x, dy, weight):
+def _weight_gradient(function: str, x: Array, dy: Array, weight: Array) -> Array:
     """x.T @ dy, in weight's dtype and memory order."""
     (m, n), rows, dtype = weight.shape, _arrays.row_count(x), _arrays.working_dtype(x)
     if rows == 0 or weight.size == 0:
@@ -75,29 +80,35 @@ def _weight_gradient(function, x, dy, weight):
     return dweight
 
 
-def _parameter_gradients(function, dy, x, weight, bias):
+def _parameter_gradients(
+    function: str, dy: Array, x: Array, weight: Array, bias: Array | None
+) -> tuple[Array, MaybeArray]:
     dbias = _arrays.gradient(bias)
     if bias is not None and dy.size:
         if not _load()[0].sum_rows(
             dy, _arrays.row_count(dy), dy.shape[-1], dbias, _arrays.working_dtype(x),
             get_num_threads(),
-        ):
+        ):  # fmt: skip
             raise MemoryError(f"{function}: no memory for dbias")
     return _weight_gradient(function, x, dy, weight), dbias
 
 
-def _checked_dy(function, dy, cache):
+def _checked_dy(
+    function: str, dy: ArrayLike, cache: AffineCache
+) -> tuple[Array, Array, Array, Array | None]:
     x, weight, bias = _checked(function, *_arrays.fields(function, cache, AffineCache), "cache.")
     return _arrays.shaped(function, "dy", dy, (*x.shape[:-1], weight.shape[1])), x, weight, bias
 
 
-def parameter_gradients(dy, cache):
+def parameter_gradients(dy: ArrayLike, cache: AffineCache) -> tuple[Array, MaybeArray]:
     """What `affine_backward` returns, without dx: a network's first layer has no use for it."""
     function = "affine_backward"
     return _parameter_gradients(function, *_checked_dy(function, dy, cache))
 
 
-def _checked(function, x, weight, bias, prefix=""):
+def _checked(
+    function: str, x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None, prefix: str = ""
+) -> tuple[Array, Array, Array | None]:
     x = _arrays.array(function, f"{prefix}x", x)
     weight = _arrays.array(function, f"{prefix}weight", weight)
     if x.ndim == 0:
@@ -114,20 +125,31 @@ def _checked(function, x, weight, bias, prefix=""):
     return x, weight, _arrays.parameter(function, f"{prefix}bias", bias, weight.shape[1:])
 
 
-def _run(function, x, weight, bias, out, *, inference):
+def _run(
+    function: str,
+    x: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None,
+    out: Array | None,
+    *,
+    inference: bool,
+) -> Any:
+    """y; for training, y and the cache."""
     x, weight, bias = _checked(function, x, weight, bias)
     shape = (*x.shape[:-1], weight.shape[1])
     y = _arrays.output(
         function, out, shape, x.dtype, ("x", x), ("weight", weight), ("bias", bias),
         may_be=x if inference else None,
-    )
+    )  # fmt: skip
     if inference and x.nbytes <= _SMALL and _arrays.is_same(x, y):
         x = x.copy()
     _times_weight(function, x, weight, False, bias, y)
     return y if inference else (y, AffineCache(x, weight, bias))
 
 
-def affine(x, weight, bias=None, *, out=None):
+def affine(
+    x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None, *, out: Array | None = None
+) -> Array:
     """``y = x @ weight + bias`` over the last axis of x.
 
     Parameters
@@ -169,10 +191,13 @@ def affine(x, weight, bias=None, *, out=None):
     >>> fn.affine(np.array([1.0, 2.0]), np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0.5, 0.5]))
     array([1.5, 2.5])
     """
-    return _run("affine", x, weight, bias, out, inference=True)
+    y: Array = _run("affine", x, weight, bias, out, inference=True)
+    return y
 
 
-def affine_forward(x, weight, bias=None, *, out=None):
+def affine_forward(
+    x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None, *, out: Array | None = None
+) -> tuple[Array, AffineCache]:
     """`affine` for training.
 
     Parameters
@@ -200,10 +225,15 @@ def affine_forward(x, weight, bias=None, *, out=None):
     >>> y.shape
     (4, 2)
     """
-    return _run("affine_forward", x, weight, bias, out, inference=False)
+    result: tuple[Array, AffineCache] = _run(
+        "affine_forward", x, weight, bias, out, inference=False
+    )
+    return result
 
 
-def affine_backward(dy, cache, *, out=None):
+def affine_backward(
+    dy: ArrayLike, cache: AffineCache, *, out: Array | None = None
+) -> tuple[Array, Array, MaybeArray]:
     """Gradients of `affine_forward`.
 
     ``dx = dy @ weight.T``, ``dweight = x.T @ dy`` and ``dbias = sum(dy)``, with all axes but the

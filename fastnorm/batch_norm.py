@@ -1,13 +1,17 @@
 """Batch normalisation."""
 
-from typing import NamedTuple
+from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING, NamedTuple
 
 from . import _arrays, _dispatch
 from ._threads import get_num_threads
+from ._typing import Array, ArrayLike, MaybeArray
 
-_kernel = _dispatch.load("batch_norm")
+if TYPE_CHECKING:  # the kernels of all instruction sets have the same functions
+    from ._kernels import batch_norm_baseline as _kernel
+else:
+    _kernel = _dispatch.load("batch_norm")
 
 
 class BatchNormCache(NamedTuple):
@@ -16,23 +20,33 @@ class BatchNormCache(NamedTuple):
     mean and rstd are float64, of shape (C,). frozen: they were given, not the batch's.
     """
 
-    x: np.ndarray
-    gamma: np.ndarray | None
-    beta: np.ndarray | None
-    mean: np.ndarray
-    rstd: np.ndarray
+    x: Array
+    gamma: Array | None
+    beta: Array | None
+    mean: Array
+    rstd: Array
     axis: int
     frozen: bool
 
 
-def _input(function, x, axis, name="x"):
+def _input(function: str, x: ArrayLike, axis: int, name: str = "x") -> tuple[Array, int]:
     x = _arrays.array(function, name, x)
     if x.ndim < 2:
         raise ValueError(f"{function}: {name} must have at least 2 dimensions, got shape {x.shape}")
     return x, _arrays.one_axis(function, axis, x.ndim)
 
 
-def batch_norm(x, mean, var, gamma=None, beta=None, *, axis=1, eps=1e-5, out=None):
+def batch_norm(
+    x: ArrayLike,
+    mean: ArrayLike,
+    var: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    axis: int = 1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+) -> Array:
     """Normalise each channel with given statistics: batch norm at inference.
 
     ``y = (x - mean) / sqrt(var + eps) * gamma + beta``, channel by channel.
@@ -92,25 +106,35 @@ def batch_norm(x, mean, var, gamma=None, beta=None, *, axis=1, eps=1e-5, out=Non
     y = _arrays.output(
         function, out, x.shape, x.dtype,
         ("x", x), ("mean", mean), ("var", var), ("gamma", gamma), ("beta", beta), may_be=x,
-    )
+    )  # fmt: skip
     return _infer(x, mean, var, gamma, beta, axis, eps, y, None)
 
 
-def _infer(x, mean, var, gamma, beta, axis, eps, y, rstd):
+def _infer(
+    x: Array,
+    mean: Array,
+    var: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    axis: int,
+    eps: float,
+    y: Array,
+    rstd: Array | None,
+) -> Array:
     if x.size:
         n, c, s = _arrays.channel_view(x, axis)
         _kernel.infer(x, mean, var, gamma, beta, n, c, s, eps, y, rstd, get_num_threads())
     return y
 
 
-def _decay(function, decay):
+def _decay(function: str, decay: float) -> float:
     value = _arrays.real(function, "decay", decay)
     if not 0 <= value <= 1:
         raise ValueError(f"{function}: decay must be between 0 and 1, got {value}")
     return value
 
 
-def _correction(function, ddof, count):
+def _correction(function: str, ddof: float, count: int) -> float:
     """What turns the biased variance of `count` values into that with ddof degrees less."""
     value = _arrays.real(function, "ddof", ddof)
     if count and not value < count:
@@ -121,20 +145,26 @@ def _correction(function, ddof, count):
     return count / (count - value) if count else 1.0
 
 
+def _given(function: str, name: str, statistic: Array | None) -> Array:
+    if statistic is None:
+        raise ValueError(f"{function}: training=False needs {name}, got None")
+    return statistic
+
+
 def batch_norm_forward(
-    x,
-    gamma=None,
-    beta=None,
+    x: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
     *,
-    running_mean=None,
-    running_var=None,
-    decay=0.9,
-    ddof=1,
-    training=True,
-    axis=1,
-    eps=1e-5,
-    out=None,
-):
+    running_mean: Array | None = None,
+    running_var: Array | None = None,
+    decay: float = 0.9,
+    ddof: int = 1,
+    training: bool = True,
+    axis: int = 1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+) -> tuple[Array, BatchNormCache]:
     """Normalise each channel with the statistics of the batch.
 
     ``y = (x - mean) / sqrt(var + eps) * gamma + beta``, with the mean and the biased variance of
@@ -203,38 +233,36 @@ def batch_norm_forward(
     gamma = _arrays.parameter(function, "gamma", gamma, shape)
     beta = _arrays.parameter(function, "beta", beta, shape)
     training = _arrays.flag(function, "training", training)
-    running_mean = _arrays.running(
-        function, "running_mean", running_mean, shape, training
-    )
+    running_mean = _arrays.running(function, "running_mean", running_mean, shape, training)
     running_var = _arrays.running(function, "running_var", running_var, shape, training)
     decay = _decay(function, decay)
     eps = _arrays.epsilon(function, eps)
     n, c, s = _arrays.channel_view(x, axis)
     correction = 1.0
-    if not training:
-        for name, value in (("running_mean", running_mean), ("running_var", running_var)):
-            if value is None:
-                raise ValueError(f"{function}: training=False needs {name}, got None")
-    elif running_var is not None:
+    if training and running_var is not None:
         correction = _correction(function, ddof, n * s)
     y = _arrays.output(
         function, out, x.shape, x.dtype,
         ("x", x), ("gamma", gamma), ("beta", beta),
         ("running_mean", running_mean), ("running_var", running_var),
-    )
+    )  # fmt: skip
     mean, rstd = _arrays.new_statistics(shape, x.size, eps)
     if not training:
-        mean[...] = running_mean  # the cache must not see later updates
-        _infer(x, mean, running_var, gamma, beta, axis, eps, y, rstd)
+        # A copy: the cache must not see later updates.
+        mean[...] = _given(function, "running_mean", running_mean)
+        var = _given(function, "running_var", running_var)
+        _infer(x, mean, var, gamma, beta, axis, eps, y, rstd)
     elif x.size:
         _kernel.forward(
             x, gamma, beta, n, c, s, eps, decay, correction, y, mean, rstd,
             running_mean, running_var, get_num_threads(),
-        )
+        )  # fmt: skip
     return y, BatchNormCache(x, gamma, beta, mean, rstd, axis, not training)
 
 
-def batch_norm_backward(dy, cache, *, out=None):
+def batch_norm_backward(
+    dy: ArrayLike, cache: BatchNormCache, *, out: Array | None = None
+) -> tuple[Array, MaybeArray, MaybeArray]:
     """Gradients of `batch_norm_forward`.
 
     With the means taken over all axes but the channels'::
@@ -291,5 +319,5 @@ def batch_norm_backward(dy, cache, *, out=None):
         n, c, s = _arrays.channel_view(x, axis)
         _kernel.backward(
             dy, x, gamma, mean, rstd, n, c, s, frozen, dx, dgamma, dbeta, get_num_threads(),
-        )
+        )  # fmt: skip
     return dx, dgamma, dbeta

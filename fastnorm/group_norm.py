@@ -1,13 +1,19 @@
 """Group normalisation, and instance normalisation, in which every channel is a group."""
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from . import _arrays, _dispatch
 from ._threads import get_num_threads
+from ._typing import Array, ArrayLike, MaybeArray
 
-_kernel = _dispatch.load("group_norm")
+if TYPE_CHECKING:  # the kernels of all instruction sets have the same functions
+    from ._kernels import group_norm_baseline as _kernel
+else:
+    _kernel = _dispatch.load("group_norm")
 
 
 class GroupNormCache(NamedTuple):
@@ -16,11 +22,11 @@ class GroupNormCache(NamedTuple):
     mean and rstd are float64, of shape (N, num_groups).
     """
 
-    x: np.ndarray
-    gamma: np.ndarray | None
-    beta: np.ndarray | None
-    mean: np.ndarray
-    rstd: np.ndarray
+    x: Array
+    gamma: Array | None
+    beta: Array | None
+    mean: Array
+    rstd: Array
     axis: int
 
 
@@ -30,7 +36,7 @@ class InstanceNormCache(GroupNormCache):
     __slots__ = ()
 
 
-def _input(function, x, axis, name="x"):
+def _input(function: str, x: ArrayLike, axis: int, name: str = "x") -> tuple[Array, int]:
     x = _arrays.array(function, name, x)
     if x.ndim < 2:
         raise ValueError(f"{function}: {name} must have at least 2 dimensions, got shape {x.shape}")
@@ -40,13 +46,23 @@ def _input(function, x, axis, name="x"):
     return x, axis
 
 
-def _view(x, axis):
+def _view(x: Array, axis: int) -> tuple[int, int, int, int]:
     """(B, N, C, S): the samples, what stands between them and the channels, and after these."""
     n, c, s = _arrays.channel_view(x, axis)
     return x.shape[0], n // x.shape[0], c, s
 
 
-def _normalise(function, x, axis, num_groups, gamma, beta, eps, out, may_be=None):
+def _normalise(
+    function: str,
+    x: Array,
+    axis: int,
+    num_groups: int | None,
+    gamma: ArrayLike | None,
+    beta: ArrayLike | None,
+    eps: float,
+    out: Array | None,
+    may_be: Array | None = None,
+) -> tuple[Array, tuple[Array, Array | None, Array | None, Array, Array, int]]:
     """y and the cache's fields; num_groups None makes every channel a group."""
     shape = (x.shape[axis],)
     num_groups = shape[0] if num_groups is None else _arrays.groups(function, num_groups, shape[0])
@@ -61,16 +77,22 @@ def _normalise(function, x, axis, num_groups, gamma, beta, eps, out, may_be=None
         _kernel.forward(
             function, x, gamma, beta, *_view(x, axis), num_groups, eps, y, mean, rstd,
             get_num_threads(),
-        )
+        )  # fmt: skip
     return y, (x, gamma, beta, mean, rstd, axis)
 
 
-def _number_of_groups(mean):
+def _number_of_groups(mean: object) -> int:
     """The cache's shape says it."""
     return mean.shape[1] if isinstance(mean, np.ndarray) and mean.ndim == 2 else 0
 
 
-def _backward(function, dy, cache, kind, out):
+def _backward(
+    function: str,
+    dy: ArrayLike,
+    cache: GroupNormCache,
+    kind: type[GroupNormCache],
+    out: Array | None,
+) -> tuple[Array, MaybeArray, MaybeArray]:
     x, gamma, beta, mean, rstd, axis = _arrays.fields(function, cache, kind)
     x, axis = _input(function, x, axis, "cache.x")
     shape = (x.shape[axis],)
@@ -89,11 +111,20 @@ def _backward(function, dy, cache, kind, out):
         _kernel.backward(
             function, dy, x, gamma, mean, rstd, *_view(x, axis), num_groups, dx, dgamma, dbeta,
             get_num_threads(),
-        )
+        )  # fmt: skip
     return dx, dgamma, dbeta
 
 
-def group_norm(x, num_groups, gamma=None, beta=None, *, axis=1, eps=1e-5, out=None):
+def group_norm(
+    x: ArrayLike,
+    num_groups: int,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    axis: int = 1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+) -> Array:
     """Normalise each sample's groups of adjacent channels.
 
     ``y = (x - mean) / sqrt(var + eps) * gamma + beta``, with the mean and the biased variance of
@@ -150,7 +181,16 @@ def group_norm(x, num_groups, gamma=None, beta=None, *, axis=1, eps=1e-5, out=No
     return _normalise(function, x, axis, num_groups, gamma, beta, eps, out, may_be=x)[0]
 
 
-def group_norm_forward(x, num_groups, gamma=None, beta=None, *, axis=1, eps=1e-5, out=None):
+def group_norm_forward(
+    x: ArrayLike,
+    num_groups: int,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    axis: int = 1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+) -> tuple[Array, GroupNormCache]:
     """Normalise each sample's groups of adjacent channels, and keep what backward needs.
 
     Parameters
@@ -186,7 +226,9 @@ def group_norm_forward(x, num_groups, gamma=None, beta=None, *, axis=1, eps=1e-5
     return y, GroupNormCache(*fields)
 
 
-def group_norm_backward(dy, cache, *, out=None):
+def group_norm_backward(
+    dy: ArrayLike, cache: GroupNormCache, *, out: Array | None = None
+) -> tuple[Array, MaybeArray, MaybeArray]:
     """Gradients of `group_norm_forward`.
 
     With ``h = dy * gamma`` and the means taken over each sample's group::
@@ -229,7 +271,15 @@ def group_norm_backward(dy, cache, *, out=None):
     return _backward("group_norm_backward", dy, cache, GroupNormCache, out)
 
 
-def instance_norm(x, gamma=None, beta=None, *, axis=1, eps=1e-5, out=None):
+def instance_norm(
+    x: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    axis: int = 1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+) -> Array:
     """Normalise each channel of each sample: `group_norm` with a group for every channel.
 
     Parameters
@@ -274,7 +324,15 @@ def instance_norm(x, gamma=None, beta=None, *, axis=1, eps=1e-5, out=None):
     return _normalise(function, x, axis, None, gamma, beta, eps, out, may_be=x)[0]
 
 
-def instance_norm_forward(x, gamma=None, beta=None, *, axis=1, eps=1e-5, out=None):
+def instance_norm_forward(
+    x: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    axis: int = 1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+) -> tuple[Array, InstanceNormCache]:
     """Normalise each channel of each sample, and keep what backward needs.
 
     Parameters
@@ -310,7 +368,9 @@ def instance_norm_forward(x, gamma=None, beta=None, *, axis=1, eps=1e-5, out=Non
     return y, InstanceNormCache(*fields)
 
 
-def instance_norm_backward(dy, cache, *, out=None):
+def instance_norm_backward(
+    dy: ArrayLike, cache: InstanceNormCache, *, out: Array | None = None
+) -> tuple[Array, MaybeArray, MaybeArray]:
     """Gradients of `instance_norm_forward`: those of `group_norm_backward`.
 
     Parameters

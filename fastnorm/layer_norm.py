@@ -1,13 +1,17 @@
 """Layer normalisation."""
 
-from typing import NamedTuple
+from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _arrays, _dispatch
 from ._threads import get_num_threads
+from ._typing import Array, ArrayLike, Axes, MaybeArray
 
-_kernel = _dispatch.load("layer_norm")
+if TYPE_CHECKING:  # the kernels of all instruction sets have the same functions
+    from ._kernels import layer_norm_baseline as _kernel
+else:
+    _kernel = _dispatch.load("layer_norm")
 
 
 class LayerNormCache(NamedTuple):
@@ -16,15 +20,26 @@ class LayerNormCache(NamedTuple):
     mean and rstd are float64, with the shape of x and length 1 at the normalised axes.
     """
 
-    x: np.ndarray
-    gamma: np.ndarray | None
-    beta: np.ndarray | None
-    mean: np.ndarray
-    rstd: np.ndarray
+    x: Array
+    gamma: Array | None
+    beta: Array | None
+    mean: Array
+    rstd: Array
     axes: tuple[int, ...]
 
 
-def _forward(function, x, gamma, beta, axis, eps, out, *, inference):
+def _forward(
+    function: str,
+    x: ArrayLike,
+    gamma: ArrayLike | None,
+    beta: ArrayLike | None,
+    axis: Axes,
+    eps: float,
+    out: Array | None,
+    *,
+    inference: bool,
+) -> Any:
+    """y; for training, y and the cache."""
     x = _arrays.array(function, "x", x)
     axes = _arrays.many_axes(function, axis, x.ndim)
     shape = _arrays.lengths(x, axes)
@@ -34,8 +49,9 @@ def _forward(function, x, gamma, beta, axis, eps, out, *, inference):
     y = _arrays.output(
         function, out, x.shape, x.dtype, ("x", x), ("gamma", gamma), ("beta", beta),
         may_be=x if inference else None,
-    )
-    mean = rstd = None
+    )  # fmt: skip
+    mean: Any = None
+    rstd: Any = None
     if not inference:
         mean, rstd = _arrays.new_statistics(_arrays.reduced(x, axes), x.size, eps)
     if x.size:
@@ -44,11 +60,19 @@ def _forward(function, x, gamma, beta, axis, eps, out, *, inference):
         _kernel.forward(
             _arrays.ordered(x, order), _arrays.cast(gamma, dtype), _arrays.cast(beta, dtype),
             m, n, True, eps, _arrays.ordered(y, order), mean, rstd, get_num_threads(),
-        )
+        )  # fmt: skip
     return y if inference else (y, LayerNormCache(x, gamma, beta, mean, rstd, axes))
 
 
-def layer_norm(x, gamma=None, beta=None, *, axis=-1, eps=1e-5, out=None):
+def layer_norm(
+    x: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    axis: Axes = -1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+) -> Array:
     """Normalise over `axis` to mean 0 and variance 1, then scale and shift.
 
     ``y = (x - mean) / sqrt(var + eps) * gamma + beta``, with the mean and the biased variance of
@@ -96,10 +120,19 @@ def layer_norm(x, gamma=None, beta=None, *, axis=-1, eps=1e-5, out=None):
     array([[-1.,  1.],
            [-1.,  1.]])
     """
-    return _forward("layer_norm", x, gamma, beta, axis, eps, out, inference=True)
+    y: Array = _forward("layer_norm", x, gamma, beta, axis, eps, out, inference=True)
+    return y
 
 
-def layer_norm_forward(x, gamma=None, beta=None, *, axis=-1, eps=1e-5, out=None):
+def layer_norm_forward(
+    x: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    axis: Axes = -1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+) -> tuple[Array, LayerNormCache]:
     """`layer_norm` for training.
 
     Parameters
@@ -129,10 +162,15 @@ def layer_norm_forward(x, gamma=None, beta=None, *, axis=-1, eps=1e-5, out=None)
     array([[2.],
            [0.]])
     """
-    return _forward("layer_norm_forward", x, gamma, beta, axis, eps, out, inference=False)
+    result: tuple[Array, LayerNormCache] = _forward(
+        "layer_norm_forward", x, gamma, beta, axis, eps, out, inference=False
+    )
+    return result
 
 
-def layer_norm_backward(dy, cache, *, out=None):
+def layer_norm_backward(
+    dy: ArrayLike, cache: LayerNormCache, *, out: Array | None = None
+) -> tuple[Array, MaybeArray, MaybeArray]:
     """Gradients of `layer_norm_forward`.
 
     With ``h = dy * gamma`` and the means taken over the normalised axes::
@@ -183,7 +221,7 @@ def layer_norm_backward(dy, cache, *, out=None):
     dy = _arrays.shaped(function, "dy", dy, x.shape)
     dx = _arrays.output(
         function, out, x.shape, x.dtype, ("dy", dy), ("x", x), ("gamma", gamma),
-    )
+    )  # fmt: skip
     dgamma = _arrays.gradient(gamma)
     dbeta = _arrays.gradient(beta)
     if x.size:
@@ -192,5 +230,5 @@ def layer_norm_backward(dy, cache, *, out=None):
             _arrays.ordered(dy, order), _arrays.ordered(x, order),
             _arrays.cast(gamma, _arrays.working_dtype(x)), mean, rstd, m, n,
             _arrays.ordered(dx, order), dgamma, dbeta, get_num_threads(),
-        )
+        )  # fmt: skip
     return dx, dgamma, dbeta

@@ -21,11 +21,18 @@ dtype are still the same. Copy what must live longer. For the same reason a laye
 a network and serves one thread at a time; the functions have neither limit.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Mapping, Sized
+from types import ModuleType
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 import fastnorm
+from fastnorm._typing import Array, ArrayLike, Axes, MaybeArray
 from fastnorm.affine import parameter_gradients
 
 __all__ = [
@@ -49,16 +56,19 @@ class Layer:
     is more than one operation overrides ``_infer``, ``_forward`` and ``_backward``.
     """
 
-    functions = fastnorm
-    op = None
-    names = ()
+    functions: ModuleType = fastnorm
+    op: ClassVar[str]
+    names: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, **options):
+    def __init__(self, **options: Any) -> None:
         self.options = options
-        self.params, self.grads, self.stats = {}, {}, {}
-        self._buffers, self._kept = {}, None  # kept: x and the cache, from forward to backward
+        self.params: dict[str, Array] = {}
+        self.grads: dict[str, Array] = {}
+        self.stats: dict[str, Array] = {}
+        self._buffers: dict[str, Array] = {}
+        self._kept: tuple[Array, Any] | None = None  # x and the cache, from forward to backward
 
-    def forward(self, x, training=True):
+    def forward(self, x: ArrayLike, training: bool = True) -> Array:
         """Return the output for x.
 
         A training pass keeps x, without a copy: leave it unchanged until `backward` is done.
@@ -68,12 +78,13 @@ class Layer:
         x = np.asanyarray(x)
         self._kept = None
         out = self._reuse("y", self._output_shape(x), x.dtype, x)
+        y: Array
         y, cache = self._forward(x, out) if training else (self._infer(x, out), None)
         self._buffers["y"] = y
         self._kept = (x, cache) if training else None
         return y
 
-    def backward(self, dy, input_gradient=True):
+    def backward(self, dy: ArrayLike, input_gradient: bool = True) -> MaybeArray:
         """Return the gradient of x, given that of the output, and put the others into ``grads``.
 
         A network's first layer need not compute the gradient of its input: with
@@ -93,11 +104,11 @@ class Layer:
         self.grads.update((k, d) for k, d in zip(self.names, grads, strict=True) if d is not None)
         return dx
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Array]:
         """Return a copy of parameters and statistics, ready for ``np.savez(file, **state)``."""
         return {k: v.copy() for k, v in (self.params | self.stats).items()}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: Mapping[str, ArrayLike]) -> None:
         """Load, in place, what `state_dict` returned or what ``np.load`` opened.
 
         A ValueError for missing or unexpected keys and for other shapes, a TypeError for dtypes
@@ -121,32 +132,35 @@ class Layer:
             array[...] = new[key]
         self._kept = None
 
-    def _infer(self, x, out):
+    def _infer(self, x: Array, out: Array | None) -> Any:
         return self._call("", x, **self.params, **self.options, out=out)
 
-    def _forward(self, x, out):
+    def _forward(self, x: Array, out: Array | None) -> Any:
         return self._call("_forward", x, **self.params, **self.options, out=out)
 
-    def _backward(self, dy, cache, out):
+    def _backward(self, dy: Array, cache: Any, out: Array | None) -> Any:
         return self._call("_backward", dy, cache, out=out)
 
-    def _parameter_gradients(self, x, dy, cache):
+    def _parameter_gradients(self, x: Array, dy: Array, cache: Any) -> Any:
         return self._backward(dy, cache, None)[1:]
 
-    def _call(self, suffix, *args, **kwargs):
+    def _call(self, suffix: str, *args: Any, **kwargs: Any) -> Any:
         return getattr(self.functions, self.op + suffix)(*args, **kwargs)
 
-    def _output_shape(self, x):
+    def _output_shape(self, x: Array) -> tuple[int, ...]:
         return x.shape
 
-    def _reuse(self, name, shape, dtype, *inputs):
+    def _reuse(
+        self, name: str, shape: tuple[int, ...], dtype: DTypeLike, *inputs: Array
+    ) -> Array | None:
         """Return the buffer of this name, or None if it does not fit or is one of the inputs."""
         buffer = self._buffers.get(name)
         if buffer is None or buffer.shape != shape or buffer.dtype != dtype:
             return None
         return None if any(np.may_share_memory(buffer, a) for a in inputs) else buffer
 
-    def __getstate__(self):  # pickle and copy.deepcopy leave buffers and cache behind
+    def __getstate__(self) -> dict[str, Any]:
+        # pickle and copy.deepcopy leave buffers and cache behind
         return vars(self) | {"grads": {}, "_buffers": {}, "_kept": None}
 
 
@@ -169,11 +183,18 @@ class Affine(Layer):
     """
 
     op = "affine"
-    names = ("weight", "bias")
+    names: ClassVar[tuple[str, ...]] = ("weight", "bias")
 
     def __init__(
-        self, in_features, out_features, *, bias=True, weight_scale=None, dtype=np.float32, rng=None
-    ):
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = True,
+        weight_scale: float | None = None,
+        dtype: DTypeLike = np.float32,
+        rng: Any = None,
+    ) -> None:
         super().__init__()
         scale = math.sqrt(2 / max(in_features, 1)) if weight_scale is None else weight_scale
         weight = scale * np.random.default_rng(rng).standard_normal((in_features, out_features))
@@ -181,13 +202,13 @@ class Affine(Layer):
         if bias:
             self.params["bias"] = np.zeros(out_features, dtype)
 
-    def _set_weight(self, weight):
+    def _set_weight(self, weight: Array) -> None:
         self.params["weight"] = weight
 
-    def _output_shape(self, x):
+    def _output_shape(self, x: Array) -> tuple[int, ...]:
         return (*x.shape[:-1], self.params[self.names[0]].shape[1])
 
-    def _parameter_gradients(self, x, dy, cache):
+    def _parameter_gradients(self, x: Array, dy: Array, cache: Any) -> Any:
         if self.functions is fastnorm:
             return parameter_gradients(dy, cache)
         rows, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
@@ -208,47 +229,59 @@ class WeightNormAffine(Affine):
 
     names = ("v", "g", "bias")
 
-    def _set_weight(self, weight):
+    def _set_weight(self, weight: Array) -> None:
         norm = np.linalg.norm(weight.astype(np.float64), axis=0)
         self.params.update(v=weight, g=norm.astype(weight.dtype))
 
-    def _infer(self, x, out):
-        v, g, bias = map(self.params.get, self.names)
+    def _infer(self, x: Array, out: Array | None) -> Any:
+        v, g, bias = self.params["v"], self.params["g"], self.params.get("bias")
         buffer = self._reuse("weight", v.shape, v.dtype)
         weight = self._buffers["weight"] = self.functions.weight_norm(v, g, axis=1, out=buffer)
         return self._call("", x, weight, bias, out=out)
 
-    def _forward(self, x, out):
-        v, g, bias = map(self.params.get, self.names)
+    def _forward(self, x: Array, out: Array | None) -> Any:
+        v, g, bias = self.params["v"], self.params["g"], self.params.get("bias")
         buffer = self._reuse("weight", v.shape, v.dtype)
         weight, norm_cache = self.functions.weight_norm_forward(v, g, axis=1, out=buffer)
         self._buffers["weight"] = weight
         y, cache = self._call("_forward", x, weight, bias, out=out)
         return y, (norm_cache, cache)
 
-    def _backward(self, dy, cache, out):
+    def _backward(self, dy: Array, cache: Any, out: Array | None) -> Any:
         norm_cache, cache = cache
         dx, dweight, dbias = self._call("_backward", dy, cache, out=out)
         return dx, *self._norm_gradients(dweight, norm_cache), dbias
 
-    def _parameter_gradients(self, x, dy, cache):
+    def _parameter_gradients(self, x: Array, dy: Array, cache: Any) -> Any:
         norm_cache, cache = cache
         dweight, dbias = super()._parameter_gradients(x, dy, cache)
         return *self._norm_gradients(dweight, norm_cache), dbias
 
-    def _norm_gradients(self, dweight, norm_cache):
+    def _norm_gradients(self, dweight: Array, norm_cache: Any) -> tuple[Array, Array]:
         buffer = self._reuse("dv", dweight.shape, dweight.dtype)
         dv, dg = self.functions.weight_norm_backward(dweight, norm_cache, out=buffer)
         self._buffers["dv"] = dv
         return dv, dg
 
 
+def _last_axes(shape: int | tuple[int, ...]) -> tuple[int, ...]:
+    """As many as `shape` has."""
+    return tuple(range(-len(shape), 0)) if isinstance(shape, Sized) else (-1,)
+
+
 class _Normalization(Layer):
     """What the normalisations share: gamma, which starts at one, and beta, which starts at zero."""
 
-    names = ("gamma", "beta")
+    names: ClassVar[tuple[str, ...]] = ("gamma", "beta")
 
-    def __init__(self, shape, affine, bias, dtype, **options):
+    def __init__(
+        self,
+        shape: int | tuple[int, ...],
+        affine: bool,
+        bias: bool,
+        dtype: DTypeLike,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
         if affine:
             self.params["gamma"] = np.ones(shape, dtype)
@@ -274,9 +307,17 @@ class LayerNorm(_Normalization):
 
     op = "layer_norm"
 
-    def __init__(self, shape, *, axis=None, affine=True, bias=True, eps=1e-5, dtype=np.float32):
-        ndim = len(shape) if np.iterable(shape) else 1
-        axis = tuple(range(-ndim, 0)) if axis is None else axis
+    def __init__(
+        self,
+        shape: int | tuple[int, ...],
+        *,
+        axis: Axes | None = None,
+        affine: bool = True,
+        bias: bool = True,
+        eps: float = 1e-5,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
+        axis = _last_axes(shape) if axis is None else axis
         super().__init__(shape, affine, bias, dtype, axis=axis, eps=eps)
 
 
@@ -295,9 +336,16 @@ class RMSNorm(_Normalization):
     op = "rms_norm"
     names = ("gamma",)
 
-    def __init__(self, shape, *, axis=None, affine=True, eps=1e-6, dtype=np.float32):
-        ndim = len(shape) if np.iterable(shape) else 1
-        axis = tuple(range(-ndim, 0)) if axis is None else axis
+    def __init__(
+        self,
+        shape: int | tuple[int, ...],
+        *,
+        axis: Axes | None = None,
+        affine: bool = True,
+        eps: float = 1e-6,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
+        axis = _last_axes(shape) if axis is None else axis
         super().__init__(shape, affine, False, dtype, axis=axis, eps=eps)
 
 
@@ -323,19 +371,27 @@ class BatchNorm(_Normalization):
     frozen = False
 
     def __init__(
-        self, num_features, *, axis=1, eps=1e-5, decay=0.9, ddof=1, affine=True, bias=True,
-        dtype=np.float32,
-    ):  # fmt: skip
+        self,
+        num_features: int,
+        *,
+        axis: int = 1,
+        eps: float = 1e-5,
+        decay: float = 0.9,
+        ddof: int = 1,
+        affine: bool = True,
+        bias: bool = True,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
         super().__init__(num_features, affine, bias, dtype, axis=axis, eps=eps)
         self.decay, self.ddof = decay, ddof
         mean = np.zeros(num_features, np.promote_types(np.float32, dtype))
         self.stats.update(running_mean=mean, running_var=np.ones_like(mean))
 
-    def _infer(self, x, out):
+    def _infer(self, x: Array, out: Array | None) -> Any:
         mean, var = self.stats.values()
         return self._call("", x, mean, var, **self.params, **self.options, out=out)
 
-    def _forward(self, x, out):
+    def _forward(self, x: Array, out: Array | None) -> Any:
         options = self.stats | self.options | {"decay": self.decay, "ddof": self.ddof}
         training = not self.frozen
         return self._call("_forward", x, **self.params, **options, training=training, out=out)
@@ -358,9 +414,16 @@ class GroupNorm(_Normalization):
     op = "group_norm"
 
     def __init__(
-        self, num_groups, num_channels, *, axis=1, affine=True, bias=True, eps=1e-5,
-        dtype=np.float32,
-    ):  # fmt: skip
+        self,
+        num_groups: int,
+        num_channels: int,
+        *,
+        axis: int = 1,
+        affine: bool = True,
+        bias: bool = True,
+        eps: float = 1e-5,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
         options = {"num_groups": num_groups, "axis": axis, "eps": eps}
         super().__init__(num_channels, affine, bias, dtype, **options)
 
@@ -382,22 +445,29 @@ class InstanceNorm(_Normalization):
     op = "instance_norm"
 
     def __init__(
-        self, num_channels, *, axis=1, affine=True, bias=True, eps=1e-5, dtype=np.float32
-    ):
+        self,
+        num_channels: int,
+        *,
+        axis: int = 1,
+        affine: bool = True,
+        bias: bool = True,
+        eps: float = 1e-5,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
         super().__init__(num_channels, affine, bias, dtype, axis=axis, eps=eps)
 
 
 class ReLU(Layer):
     """Rectifier, ``max(x, 0)``; the gradient is that of the output where y > 0, and 0 elsewhere."""
 
-    def _infer(self, x, out):
+    def _infer(self, x: Array, out: Array | None) -> Any:
         return np.maximum(x, 0, out=out)
 
-    def _forward(self, x, out):
+    def _forward(self, x: Array, out: Array | None) -> Any:
         y = self._infer(x, out)
         return y, y
 
-    def _backward(self, dy, y, out):
+    def _backward(self, dy: Array, y: Array, out: Array | None) -> Any:
         if dy.shape != y.shape:
             raise ValueError(f"ReLU.backward: dy must have shape {y.shape}, got {dy.shape}")
         buffer = self._reuse("mask", y.shape, np.bool_)

@@ -23,12 +23,16 @@ once at the end. Given float64 (or longdouble) these functions are the oracle of
 narrower types they round as plain NumPy does, and squares overflow where NumPy's do.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
+
+from ._typing import Array, ArrayLike, Axes, MaybeArray
 
 __all__ = [
     "affine",
@@ -59,7 +63,7 @@ __all__ = [
 # ---- Arguments and results -----------------------------------------------------------------------
 
 
-def _floating(name, a):
+def _floating(name: str, a: ArrayLike) -> Array:
     """a as an array, which must be of floating point: integers would round the result away."""
     a = np.asarray(a)
     if a.dtype.kind != "f" and a.dtype.name != "bfloat16":
@@ -67,7 +71,7 @@ def _floating(name, a):
     return a
 
 
-def _shaped(name, a, *shapes):
+def _shaped(name: str, a: ArrayLike, *shapes: tuple[int, ...]) -> Array:
     """a as a floating-point array of one of the shapes."""
     a = _floating(name, a)
     if a.shape not in shapes:
@@ -75,11 +79,11 @@ def _shaped(name, a, *shapes):
     return a
 
 
-def _optional(name, a, shape):
+def _optional(name: str, a: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
     return None if a is None else _shaped(name, a, shape)
 
 
-def _axes(axis, ndim):
+def _axes(axis: Axes, ndim: int) -> tuple[int, ...]:
     """An int or a tuple of axes as an ascending tuple of non-negative ones."""
     axes = tuple(sorted(normalize_axis_tuple(axis, ndim)))
     if not axes:
@@ -87,17 +91,17 @@ def _axes(axis, ndim):
     return axes
 
 
-def _channel_axis(axis, ndim):
+def _channel_axis(axis: int, ndim: int) -> int:
     if ndim < 2:
         raise ValueError(f"x must have 2 dimensions or more, got {ndim}")
     return normalize_axis_index(axis, ndim)
 
 
-def _working_dtype(dtype):
+def _working_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
 
 
-def _write(result, out, *inputs):
+def _write(result: Array, out: Array | None, *inputs: Array | None) -> Array:
     """The result, written into out if there is one, which must share no memory with the inputs."""
     if out is None:
         return result
@@ -122,28 +126,29 @@ class _View(NamedTuple):
     along: tuple[int, ...]  # the axes of this shape that gamma and beta have
 
     @property
-    def count(self):
+    def num_values(self) -> int:
         """The number of values behind each statistic."""
         return prod(self.shape[a] for a in self.over)
 
-    def of(self, a, dtype):
+    def of(self, a: Array, dtype: np.dtype[Any]) -> Array:
         """An array of x's size, in the shape of the view."""
         return a.astype(dtype, copy=False).reshape(self.shape)
 
-    def statistic(self, s):
+    def statistic(self, s: Array) -> Array:
         """A statistic, made to broadcast."""
         return s.reshape([1 if a in self.over else n for a, n in enumerate(self.shape)])
 
-    def parameter(self, p, dtype):
+    def parameter(self, p: Array, dtype: np.dtype[Any]) -> Array:
         """A parameter, made to broadcast."""
         shape = [n if a in self.along else 1 for a, n in enumerate(self.shape)]
         return p.astype(dtype, copy=False).reshape(shape)
 
-    def mean(self, a):
+    def mean(self, a: Array) -> Array:
         """The mean over the axes of the statistics, which are kept; that of no values is 0."""
-        return a.sum(axis=self.over, keepdims=True) / max(self.count, 1)
+        total: Array = a.sum(axis=self.over, keepdims=True)
+        return total / max(self.num_values, 1)
 
-    def gradient(self, terms, p):
+    def gradient(self, terms: Array, p: Array | None) -> MaybeArray:
         """The sum of terms for each element of the parameter p, in its shape and dtype."""
         if p is None:
             return None
@@ -158,17 +163,17 @@ class NormCache:
     xhat is not kept: it is as large as x and follows from x, mean and rstd.
     """
 
-    x: np.ndarray
-    gamma: np.ndarray | None
-    beta: np.ndarray | None  # for the dtype of its gradient only
-    mean: np.ndarray | None  # None if x was not centred (RMS)
-    rstd: np.ndarray
+    x: Array
+    gamma: Array | None
+    beta: Array | None  # for the dtype of its gradient only
+    mean: MaybeArray  # None if x was not centred (RMS)
+    rstd: Array
     view: _View
     frozen: bool = False  # mean and rstd were given: constants, not functions of x
 
 
 @np.errstate(all="ignore")  # NaN and Inf go through as IEEE arithmetic has it, without warnings
-def _moments(x, view, *, centre=True):
+def _moments(x: Array, view: _View, *, centre: bool = True) -> tuple[Array, Array]:
     """Mean and biased variance of x; the moments about zero if x is not to be centred."""
     x = view.of(x, _working_dtype(x.dtype))
     mean = view.mean(x) if centre else np.zeros((), x.dtype)
@@ -176,7 +181,15 @@ def _moments(x, view, *, centre=True):
 
 
 @np.errstate(all="ignore")
-def _normalise(x, mean, var, gamma, beta, eps, view):
+def _normalise(
+    x: Array,
+    mean: Array,
+    var: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    eps: float,
+    view: _View,
+) -> tuple[Array, Array]:
     """y in x's shape and dtype, and rstd. mean and var must broadcast with the view."""
     dtype = _working_dtype(x.dtype)
     rstd = 1 / np.sqrt(var + eps)
@@ -189,7 +202,9 @@ def _normalise(x, mean, var, gamma, beta, eps, view):
 
 
 @np.errstate(all="ignore")
-def _backward(dy, cache, out):
+def _backward(
+    dy: ArrayLike, cache: NormCache, out: Array | None
+) -> tuple[Array, MaybeArray, MaybeArray]:
     """dx, dgamma, dbeta of every normalisation: the formulas at the head of this file."""
     x, gamma, beta, view, dtype = cache.x, cache.gamma, cache.beta, cache.view, cache.rstd.dtype
     given = _shaped("dy", dy, x.shape)
@@ -212,13 +227,29 @@ def _backward(dy, cache, out):
 # ---- Layer normalisation -------------------------------------------------------------------------
 
 
-def layer_norm(x, gamma=None, beta=None, *, axis=-1, eps=1e-5, out=None):
+def layer_norm(
+    x: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    axis: Axes = -1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+) -> Array:
     """Layer normalisation: `layer_norm_forward` without the cache. out may be x."""
     y, cache = layer_norm_forward(x, gamma, beta, axis=axis, eps=eps)
     return _write(y, out, cache.gamma, cache.beta)
 
 
-def layer_norm_forward(x, gamma=None, beta=None, *, axis=-1, eps=1e-5, out=None):
+def layer_norm_forward(
+    x: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    axis: Axes = -1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+) -> tuple[Array, NormCache]:
     """Normalise over the given axes: ``y = gamma * (x - mean) / sqrt(var + eps) + beta``.
 
     Parameters
@@ -250,7 +281,9 @@ def layer_norm_forward(x, gamma=None, beta=None, *, axis=-1, eps=1e-5, out=None)
     return _write(y, out, x, gamma, beta), NormCache(x, gamma, beta, mean, rstd, view)
 
 
-def layer_norm_backward(dy, cache, *, out=None):
+def layer_norm_backward(
+    dy: ArrayLike, cache: NormCache, *, out: Array | None = None
+) -> tuple[Array, MaybeArray, MaybeArray]:
     """Gradients dx, dgamma, dbeta of `layer_norm_forward`, from dy in x's shape.
 
     ::
@@ -264,13 +297,27 @@ def layer_norm_backward(dy, cache, *, out=None):
 # ---- RMS normalisation ---------------------------------------------------------------------------
 
 
-def rms_norm(x, gamma=None, *, axis=-1, eps=1e-6, out=None):
+def rms_norm(
+    x: ArrayLike,
+    gamma: ArrayLike | None = None,
+    *,
+    axis: Axes = -1,
+    eps: float = 1e-6,
+    out: Array | None = None,
+) -> Array:
     """RMS normalisation: `rms_norm_forward` without the cache. out may be x."""
     y, cache = rms_norm_forward(x, gamma, axis=axis, eps=eps)
     return _write(y, out, cache.gamma)
 
 
-def rms_norm_forward(x, gamma=None, *, axis=-1, eps=1e-6, out=None):
+def rms_norm_forward(
+    x: ArrayLike,
+    gamma: ArrayLike | None = None,
+    *,
+    axis: Axes = -1,
+    eps: float = 1e-6,
+    out: Array | None = None,
+) -> tuple[Array, NormCache]:
     """Scale by the root mean square over the given axes: ``y = gamma * x / sqrt(mean(x^2) + eps)``.
 
     The arguments are those of `layer_norm_forward`. `cache.rstd`, the reciprocal of the root, has
@@ -289,7 +336,9 @@ def rms_norm_forward(x, gamma=None, *, axis=-1, eps=1e-6, out=None):
     return _write(y, out, x, gamma), NormCache(x, gamma, None, None, rstd, view)
 
 
-def rms_norm_backward(dy, cache, *, out=None):
+def rms_norm_backward(
+    dy: ArrayLike, cache: NormCache, *, out: Array | None = None
+) -> tuple[Array, MaybeArray]:
     """Gradients dx, dgamma of `rms_norm_forward`: those of layer norm without the mean's term.
 
     ::
@@ -304,7 +353,15 @@ def rms_norm_backward(dy, cache, *, out=None):
 # ---- Group and instance normalisation ------------------------------------------------------------
 
 
-def _group_forward(x, num_groups, gamma, beta, axis, eps, out):
+def _group_forward(
+    x: Array,
+    num_groups: int,
+    gamma: ArrayLike | None,
+    beta: ArrayLike | None,
+    axis: int,
+    eps: float,
+    out: Array | None,
+) -> tuple[Array, NormCache]:
     """Split the channel axis in (groups, C / groups); a statistic for each sample and group."""
     channels = x.shape[axis]
     split = (num_groups, channels // max(num_groups, 1))
@@ -318,7 +375,7 @@ def _group_forward(x, num_groups, gamma, beta, axis, eps, out):
     return _write(y, out, x, gamma, beta), NormCache(x, gamma, beta, mean, rstd, view)
 
 
-def _group_arguments(x, axis):
+def _group_arguments(x: ArrayLike, axis: int) -> tuple[Array, int, int]:
     """x, its channel axis and the number of channels."""
     x = _floating("x", x)
     axis = _channel_axis(axis, x.ndim)
@@ -327,13 +384,31 @@ def _group_arguments(x, axis):
     return x, axis, x.shape[axis]
 
 
-def group_norm(x, num_groups, gamma=None, beta=None, *, axis=1, eps=1e-5, out=None):
+def group_norm(
+    x: ArrayLike,
+    num_groups: int,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    axis: int = 1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+) -> Array:
     """Group normalisation: `group_norm_forward` without the cache. out may be x."""
     y, cache = group_norm_forward(x, num_groups, gamma, beta, axis=axis, eps=eps)
     return _write(y, out, cache.gamma, cache.beta)
 
 
-def group_norm_forward(x, num_groups, gamma=None, beta=None, *, axis=1, eps=1e-5, out=None):
+def group_norm_forward(
+    x: ArrayLike,
+    num_groups: int,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    axis: int = 1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+) -> tuple[Array, NormCache]:
     """Normalise each sample's groups of adjacent channels: ``y = gamma * xhat + beta``.
 
     Parameters
@@ -364,18 +439,36 @@ def group_norm_forward(x, num_groups, gamma=None, beta=None, *, axis=1, eps=1e-5
     return _group_forward(x, num_groups, gamma, beta, axis, eps, out)
 
 
-def group_norm_backward(dy, cache, *, out=None):
+def group_norm_backward(
+    dy: ArrayLike, cache: NormCache, *, out: Array | None = None
+) -> tuple[Array, MaybeArray, MaybeArray]:
     """Gradients dx, dgamma, dbeta of `group_norm_forward`; dx as in `layer_norm_backward`."""
     return _backward(dy, cache, out)
 
 
-def instance_norm(x, gamma=None, beta=None, *, axis=1, eps=1e-5, out=None):
+def instance_norm(
+    x: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    axis: int = 1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+) -> Array:
     """Instance normalisation: `instance_norm_forward` without the cache. out may be x."""
     y, cache = instance_norm_forward(x, gamma, beta, axis=axis, eps=eps)
     return _write(y, out, cache.gamma, cache.beta)
 
 
-def instance_norm_forward(x, gamma=None, beta=None, *, axis=1, eps=1e-5, out=None):
+def instance_norm_forward(
+    x: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    axis: int = 1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+) -> tuple[Array, NormCache]:
     """Normalise each channel of each sample: group normalisation with a group per channel.
 
     References
@@ -386,7 +479,9 @@ def instance_norm_forward(x, gamma=None, beta=None, *, axis=1, eps=1e-5, out=Non
     return _group_forward(x, channels, gamma, beta, axis, eps, out)
 
 
-def instance_norm_backward(dy, cache, *, out=None):
+def instance_norm_backward(
+    dy: ArrayLike, cache: NormCache, *, out: Array | None = None
+) -> tuple[Array, MaybeArray, MaybeArray]:
     """Gradients dx, dgamma, dbeta of `instance_norm_forward`; dx as in `layer_norm_backward`."""
     return _backward(dy, cache, out)
 
@@ -394,17 +489,14 @@ def instance_norm_backward(dy, cache, *, out=None):
 # ---- Batch normalisation -------------------------------------------------------------------------
 
 
-def _batch_arguments(x, axis, **parameters):
-    """x, its view, and the parameters checked to be None or of shape (C,)."""
-    x = _floating("x", x)
+def _batch_view(x: Array, axis: int) -> tuple[_View, tuple[int, ...]]:
+    """x's view, and the shape (C,) of the parameters."""
     axis = _channel_axis(axis, x.ndim)
     over = tuple(a for a in range(x.ndim) if a != axis)
-    shape = (x.shape[axis],)
-    checked = (_optional(name, p, shape) for name, p in parameters.items())
-    return x, _View(x.shape, over, along=(axis,)), *checked
+    return _View(x.shape, over, along=(axis,)), (x.shape[axis],)
 
 
-def _check_running(**statistics):
+def _check_running(**statistics: object) -> None:
     """Running statistics to be updated in place: arrays that can be."""
     for name, s in statistics.items():
         if s is None:
@@ -415,27 +507,39 @@ def _check_running(**statistics):
             raise ValueError(f"{name} must be writeable")
 
 
-def _update_running(running, batch, decay):
+def _update_running(running: Array | None, batch: Array, decay: float) -> None:
     if running is not None:
         running[...] = decay * running + (1 - decay) * batch.reshape(running.shape)
 
 
-def _given_statistics(mean, var, view, dtype):
+def _given_statistics(
+    mean: Array, var: Array, view: _View, dtype: np.dtype[Any]
+) -> tuple[Array, Array]:
     """Copies, since the running statistics change in place while a cache holds the mean."""
-    return (view.statistic(s.astype(dtype, copy=True)) for s in (mean, var))
+    mean, var = mean.astype(dtype, copy=True), var.astype(dtype, copy=True)
+    return view.statistic(mean), view.statistic(var)
 
 
 @np.errstate(all="ignore")
-def batch_norm(x, mean, var, gamma=None, beta=None, *, axis=1, eps=1e-5, out=None):
+def batch_norm(
+    x: ArrayLike,
+    mean: ArrayLike,
+    var: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    *,
+    axis: int = 1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+) -> Array:
     """Batch normalisation with given statistics: ``gamma * (x - mean) / sqrt(var + eps) + beta``.
 
     mean, var, gamma and beta have shape (C,), C being the length of `axis`. out may be x.
     """
-    if mean is None or var is None:
-        raise ValueError("batch_norm needs both mean and var")
-    x, view, mean, var, gamma, beta = _batch_arguments(
-        x, axis, mean=mean, var=var, gamma=gamma, beta=beta
-    )
+    x = _floating("x", x)
+    view, shape = _batch_view(x, axis)
+    mean, var = _shaped("mean", mean, shape), _shaped("var", var, shape)
+    gamma, beta = _optional("gamma", gamma, shape), _optional("beta", beta, shape)
     stats = _given_statistics(mean, var, view, _working_dtype(x.dtype))
     y, _ = _normalise(x, *stats, gamma, beta, eps, view)
     return _write(y, out, mean, var, gamma, beta)
@@ -443,19 +547,19 @@ def batch_norm(x, mean, var, gamma=None, beta=None, *, axis=1, eps=1e-5, out=Non
 
 @np.errstate(all="ignore")
 def batch_norm_forward(
-    x,
-    gamma=None,
-    beta=None,
+    x: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
     *,
-    running_mean=None,
-    running_var=None,
-    decay=0.9,
-    ddof=1,
-    training=True,
-    axis=1,
-    eps=1e-5,
-    out=None,
-):
+    running_mean: Array | None = None,
+    running_var: Array | None = None,
+    decay: float = 0.9,
+    ddof: int = 1,
+    training: bool = True,
+    axis: int = 1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+) -> tuple[Array, NormCache]:
     """Normalise each channel over the batch and all positions: ``y = gamma * xhat + beta``.
 
     While training, the running statistics that are given are updated in place::
@@ -500,18 +604,20 @@ def batch_norm_forward(
     """
     if training:
         _check_running(running_mean=running_mean, running_var=running_var)
-    elif running_mean is None or running_var is None:
-        raise ValueError("training=False needs both running_mean and running_var")
-    x, view, gamma, beta, running_mean, running_var = _batch_arguments(
-        x, axis, gamma=gamma, beta=beta, running_mean=running_mean, running_var=running_var
-    )
-    n = view.count
+    x = _floating("x", x)
+    view, shape = _batch_view(x, axis)
+    gamma, beta = _optional("gamma", gamma, shape), _optional("beta", beta, shape)
+    running_mean = _optional("running_mean", running_mean, shape)
+    running_var = _optional("running_var", running_var, shape)
+    n = view.num_values
     update = training and x.size > 0
     if update and running_var is not None and n <= ddof:
         raise ValueError(f"running_var with ddof={ddof} needs more than {n} values per channel")
 
     if training:
         mean, var = _moments(x, view)
+    elif running_mean is None or running_var is None:
+        raise ValueError("training=False needs both running_mean and running_var")
     else:
         mean, var = _given_statistics(running_mean, running_var, view, _working_dtype(x.dtype))
     y, rstd = _normalise(x, mean, var, gamma, beta, eps, view)
@@ -523,7 +629,9 @@ def batch_norm_forward(
     return y, NormCache(x, gamma, beta, mean, rstd, view, frozen=not training)
 
 
-def batch_norm_backward(dy, cache, *, out=None):
+def batch_norm_backward(
+    dy: ArrayLike, cache: NormCache, *, out: Array | None = None
+) -> tuple[Array, MaybeArray, MaybeArray]:
     """Gradients dx, dgamma, dbeta of `batch_norm_forward`, from dy in x's shape.
 
     ::
@@ -538,7 +646,9 @@ def batch_norm_backward(dy, cache, *, out=None):
 
 
 @np.errstate(all="ignore")
-def batch_norm_backward_staged(dy, cache, *, out=None):
+def batch_norm_backward_staged(
+    dy: ArrayLike, cache: NormCache, *, out: Array | None = None
+) -> tuple[Array, MaybeArray, MaybeArray]:
     """The gradients of `batch_norm_backward`, by walking back through the graph node by node.
 
     The forward pass::
@@ -552,7 +662,7 @@ def batch_norm_backward_staged(dy, cache, *, out=None):
     another and cancelling gives the closed form of `batch_norm_backward`.
     """
     x, gamma, beta, view = cache.x, cache.gamma, cache.beta, cache.view
-    n, dtype = max(view.count, 1), cache.rstd.dtype
+    n, dtype = max(view.num_values, 1), cache.rstd.dtype
     given = _shaped("dy", dy, x.shape)
     dy = view.of(given, dtype)
     mean, rstd = view.statistic(cache.mean), view.statistic(cache.rstd)
@@ -596,20 +706,24 @@ def batch_norm_backward_staged(dy, cache, *, out=None):
 class WeightNormCache:
     """What weight norm's backward pass needs; w is not kept, it follows from these."""
 
-    v: np.ndarray
-    g: np.ndarray
-    rnorm: np.ndarray  # 1 / norm of each slice, 0 for a slice of zeros; v's shape with ones
+    v: Array
+    g: Array
+    rnorm: Array  # 1 / norm of each slice, 0 for a slice of zeros; v's shape with ones
     over: tuple[int, ...]  # the axes of the norm
 
 
-def weight_norm(v, g, *, axis=0, out=None):
+def weight_norm(
+    v: ArrayLike, g: ArrayLike, *, axis: int | None = 0, out: Array | None = None
+) -> Array:
     """Weight normalisation: `weight_norm_forward` without the cache. out may be v."""
     w, cache = weight_norm_forward(v, g, axis=axis)
     return _write(w, out, cache.g)
 
 
 @np.errstate(all="ignore")
-def weight_norm_forward(v, g, *, axis=0, out=None):
+def weight_norm_forward(
+    v: ArrayLike, g: ArrayLike, *, axis: int | None = 0, out: Array | None = None
+) -> tuple[Array, WeightNormCache]:
     """A direction v with a length g of its own: ``w = g * v / norm(v)``.
 
     Parameters
@@ -646,7 +760,9 @@ def weight_norm_forward(v, g, *, axis=0, out=None):
 
 
 @np.errstate(all="ignore")
-def weight_norm_backward(dy, cache, *, out=None):
+def weight_norm_backward(
+    dy: ArrayLike, cache: WeightNormCache, *, out: Array | None = None
+) -> tuple[Array, Array]:
     """Gradients dv, dg of `weight_norm_forward`, from dy, the gradient of w, in v's shape.
 
     ::
@@ -671,19 +787,23 @@ def weight_norm_backward(dy, cache, *, out=None):
 class AffineCache:
     """What the affine layer's backward pass needs; bias for the dtype of its gradient only."""
 
-    x: np.ndarray
-    weight: np.ndarray
-    bias: np.ndarray | None
+    x: Array
+    weight: Array
+    bias: Array | None
 
 
-def affine(x, weight, bias=None, *, out=None):
+def affine(
+    x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None, *, out: Array | None = None
+) -> Array:
     """The affine layer: `affine_forward` without the cache. out may be x if the shapes agree."""
     y, cache = affine_forward(x, weight, bias)
     return _write(y, out, cache.weight, cache.bias)
 
 
 @np.errstate(all="ignore")
-def affine_forward(x, weight, bias=None, *, out=None):
+def affine_forward(
+    x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None, *, out: Array | None = None
+) -> tuple[Array, AffineCache]:
     """``y = x @ weight + bias`` over the last axis of x.
 
     Parameters
@@ -712,7 +832,9 @@ def affine_forward(x, weight, bias=None, *, out=None):
 
 
 @np.errstate(all="ignore")
-def affine_backward(dy, cache, *, out=None):
+def affine_backward(
+    dy: ArrayLike, cache: AffineCache, *, out: Array | None = None
+) -> tuple[Array, Array, MaybeArray]:
     """Gradients dx, dweight, dbias of `affine_forward`, from dy (..., M).
 
     ::

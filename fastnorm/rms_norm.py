@@ -1,13 +1,17 @@
 """RMS normalisation."""
 
-from typing import NamedTuple
+from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _arrays, _dispatch
 from ._threads import get_num_threads
+from ._typing import Array, ArrayLike, Axes, MaybeArray
 
-_kernel = _dispatch.load("layer_norm")  # with a mean of 0
+if TYPE_CHECKING:  # the kernels of all instruction sets have the same functions
+    from ._kernels import layer_norm_baseline as _kernel
+else:
+    _kernel = _dispatch.load("layer_norm")  # with a mean of 0
 
 
 class RMSNormCache(NamedTuple):
@@ -17,17 +21,27 @@ class RMSNormCache(NamedTuple):
     not centred.
     """
 
-    x: np.ndarray
-    gamma: np.ndarray | None
-    rstd: np.ndarray
+    x: Array
+    gamma: Array | None
+    rstd: Array
     axes: tuple[int, ...]
 
     @property
-    def mean(self):
+    def mean(self) -> None:
         return None
 
 
-def _forward(function, x, gamma, axis, eps, out, *, inference):
+def _forward(
+    function: str,
+    x: ArrayLike,
+    gamma: ArrayLike | None,
+    axis: Axes,
+    eps: float,
+    out: Array | None,
+    *,
+    inference: bool,
+) -> Any:
+    """y; for training, y and the cache."""
     x = _arrays.array(function, "x", x)
     axes = _arrays.many_axes(function, axis, x.ndim)
     gamma = _arrays.parameter(function, "gamma", gamma, _arrays.lengths(x, axes))
@@ -35,7 +49,7 @@ def _forward(function, x, gamma, axis, eps, out, *, inference):
     y = _arrays.output(
         function, out, x.shape, x.dtype, ("x", x), ("gamma", gamma), may_be=x if inference else None
     )
-    rstd = None
+    rstd: Any = None
     if not inference:
         _, rstd = _arrays.new_statistics(_arrays.reduced(x, axes), x.size, eps)
     if x.size:
@@ -43,11 +57,18 @@ def _forward(function, x, gamma, axis, eps, out, *, inference):
         _kernel.forward(
             _arrays.ordered(x, order), _arrays.cast(gamma, _arrays.working_dtype(x)), None,
             m, n, False, eps, _arrays.ordered(y, order), None, rstd, get_num_threads(),
-        )
+        )  # fmt: skip
     return y if inference else (y, RMSNormCache(x, gamma, rstd, axes))
 
 
-def rms_norm(x, gamma=None, *, axis=-1, eps=1e-6, out=None):
+def rms_norm(
+    x: ArrayLike,
+    gamma: ArrayLike | None = None,
+    *,
+    axis: Axes = -1,
+    eps: float = 1e-6,
+    out: Array | None = None,
+) -> Array:
     """Divide by the root mean square over `axis`, then scale: layer norm without centring.
 
     ``y = x / sqrt(mean(x**2) + eps) * gamma``, with the mean over the elements along `axis`, for
@@ -94,10 +115,18 @@ def rms_norm(x, gamma=None, *, axis=-1, eps=1e-6, out=None):
     array([[ 0.2,  1.4],
            [-1. ,  1. ]])
     """
-    return _forward("rms_norm", x, gamma, axis, eps, out, inference=True)
+    y: Array = _forward("rms_norm", x, gamma, axis, eps, out, inference=True)
+    return y
 
 
-def rms_norm_forward(x, gamma=None, *, axis=-1, eps=1e-6, out=None):
+def rms_norm_forward(
+    x: ArrayLike,
+    gamma: ArrayLike | None = None,
+    *,
+    axis: Axes = -1,
+    eps: float = 1e-6,
+    out: Array | None = None,
+) -> tuple[Array, RMSNormCache]:
     """`rms_norm` for training.
 
     Parameters
@@ -126,10 +155,15 @@ def rms_norm_forward(x, gamma=None, *, axis=-1, eps=1e-6, out=None):
     array([[0.2],
            [0.5]])
     """
-    return _forward("rms_norm_forward", x, gamma, axis, eps, out, inference=False)
+    result: tuple[Array, RMSNormCache] = _forward(
+        "rms_norm_forward", x, gamma, axis, eps, out, inference=False
+    )
+    return result
 
 
-def rms_norm_backward(dy, cache, *, out=None):
+def rms_norm_backward(
+    dy: ArrayLike, cache: RMSNormCache, *, out: Array | None = None
+) -> tuple[Array, MaybeArray]:
     """Gradients of `rms_norm_forward`.
 
     With ``h = dy * gamma``, ``x_hat = x * rstd`` and the mean taken over the normalised axes::
@@ -183,5 +217,5 @@ def rms_norm_backward(dy, cache, *, out=None):
             _arrays.ordered(dy, order), _arrays.ordered(x, order),
             _arrays.cast(gamma, _arrays.working_dtype(x)), None, rstd, m, n,
             _arrays.ordered(dx, order), dgamma, None, get_num_threads(),
-        )
+        )  # fmt: skip
     return dx, dgamma

@@ -5,9 +5,16 @@ gradients of a backward pass with it, for any pair of functions ``y, cache = op_
 ``grads = op_backward(dy, cache)``.
 """
 
+from __future__ import annotations
+
 import inspect
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
+
+from ._typing import Array, ArrayLike
 
 __all__ = ["check_gradients", "numerical_gradient"]
 
@@ -15,7 +22,13 @@ __all__ = ["check_gradients", "numerical_gradient"]
 _STEP = float(np.cbrt(np.finfo(np.float64).eps))
 
 
-def numerical_gradient(f, x, dy=None, *, step=_STEP):
+def numerical_gradient(
+    f: Callable[[Array], ArrayLike],
+    x: ArrayLike,
+    dy: ArrayLike | None = None,
+    *,
+    step: float = _STEP,
+) -> Array:
     """The gradient of ``sum(f(x) * dy)`` with respect to x, by central differences in float64.
 
     Parameters
@@ -60,7 +73,7 @@ def numerical_gradient(f, x, dy=None, *, step=_STEP):
 
     gradient = np.empty(x.shape)
     for index in np.ndindex(x.shape):
-        h = step * max(1.0, abs(x[index]))
+        h = step * max(1.0, abs(float(x[index])))
         above, below = x.copy(), x.copy()
         above[index] += h
         below[index] -= h
@@ -70,7 +83,15 @@ def numerical_gradient(f, x, dy=None, *, step=_STEP):
     return gradient
 
 
-def check_gradients(forward, backward, *args, dy=None, step=_STEP, rtol=1e-6, **options):
+def check_gradients(
+    forward: Callable[..., tuple[ArrayLike, Any]],
+    backward: Callable[..., Any],
+    *args: Any,
+    dy: ArrayLike | None = None,
+    step: float = _STEP,
+    rtol: float = 1e-6,
+    **options: Any,
+) -> dict[str, float]:
     """Check a backward pass against central differences of its forward pass, in float64.
 
     ``y, cache = forward(*args, **options)`` and ``gradients = backward(dy, cache)``, one gradient
@@ -135,9 +156,9 @@ def check_gradients(forward, backward, *args, dy=None, step=_STEP, rtol=1e-6, **
         ...
     AssertionError: layer_norm_forward: gradient of x: largest relative error ...
     """
-    args = [_differentiable(arg) for arg in args]
+    args = tuple(_differentiable(arg) for arg in args)
 
-    def evaluate(*arguments):
+    def evaluate(*arguments: Any) -> tuple[ArrayLike, Any]:
         copies = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in options.items()}
         return forward(*arguments, **copies)
 
@@ -159,7 +180,8 @@ def check_gradients(forward, backward, *args, dy=None, step=_STEP, rtol=1e-6, **
             f"{title}: {len(gradients)} gradients for {len(slots)} positional arguments ({wanted})"
         )
 
-    errors, complaints = {}, []
+    errors: dict[str, float] = {}
+    complaints: list[str] = []
     for i, gradient in zip(slots, gradients, strict=False):
         if args[i] is None or gradient is None:
             if args[i] is not gradient:
@@ -174,7 +196,7 @@ def check_gradients(forward, backward, *args, dy=None, step=_STEP, rtol=1e-6, **
             )
             continue
 
-        def y_of(a, i=i):
+        def y_of(a: Array, i: int = i) -> ArrayLike:
             return evaluate(*args[:i], a, *args[i + 1 :])[0]
 
         numerical = numerical_gradient(y_of, args[i], dy, step=step)
@@ -189,7 +211,7 @@ def check_gradients(forward, backward, *args, dy=None, step=_STEP, rtol=1e-6, **
     return errors
 
 
-def _differentiable(arg):
+def _differentiable(arg: Any) -> Any:
     """A floating-point argument as a float64 array (strides kept); any other as it is."""
     array = None if arg is None else np.asarray(arg)
     if array is None or (array.dtype.kind != "f" and array.dtype.name != "bfloat16"):
@@ -197,19 +219,20 @@ def _differentiable(arg):
     return array.astype(np.float64, copy=False)
 
 
-def _names(forward, count):
+def _names(forward: Callable[..., Any], count: int) -> tuple[str, list[str]]:
     """The function's name, and names for so many positional arguments."""
-    try:
-        parameters = inspect.signature(forward).parameters.values()
-    except (TypeError, ValueError):  # compiled functions may have no signature
-        parameters = ()
+    parameters: Sequence[inspect.Parameter] = ()
+    with suppress(TypeError, ValueError):  # compiled functions may have no signature
+        parameters = [*inspect.signature(forward).parameters.values()]
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     names = [p.name for p in parameters if p.kind in positional]
     names += [f"argument {i}" for i in range(len(names), count)]
     return getattr(forward, "__name__", repr(forward)), names
 
 
-def _largest_error(gradient, numerical, floor):
+def _largest_error(
+    gradient: Array, numerical: Array, floor: float
+) -> tuple[float, tuple[int, ...]]:
     """The largest difference and its index, relative to the largest element (floor at least)."""
     if gradient.size == 0:
         return 0.0, ()

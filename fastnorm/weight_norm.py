@@ -1,13 +1,19 @@
 """Weight normalisation."""
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from . import _arrays, _dispatch
 from ._threads import get_num_threads
+from ._typing import Array, ArrayLike
 
-_kernel = _dispatch.load("weight_norm")
+if TYPE_CHECKING:  # the kernels of all instruction sets have the same functions
+    from ._kernels import weight_norm_baseline as _kernel
+else:
+    _kernel = _dispatch.load("weight_norm")
 
 
 class WeightNormCache(NamedTuple):
@@ -16,18 +22,20 @@ class WeightNormCache(NamedTuple):
     norm is float64, of shape (v.shape[axis],), or (1,) for axis=None.
     """
 
-    v: np.ndarray
-    g: np.ndarray
-    norm: np.ndarray
+    v: Array
+    g: Array
+    norm: Array
     axis: int | None
 
 
-def _view(v, axis):
+def _view(v: Array, axis: int | None) -> tuple[int, int, int]:
     """(N, C, S); for axis=None the whole tensor is one channel."""
     return (1, 1, v.size) if axis is None else _arrays.channel_view(v, axis)
 
 
-def _magnitude(function, g, shape, axis, name="g"):
+def _magnitude(
+    function: str, g: ArrayLike, shape: tuple[int, ...], axis: int | None, name: str = "g"
+) -> Array:
     """g, checked; its shape may be (C,), or that with ones for the other axes, or () for
     axis=None."""
     g = _arrays.array(function, name, g)
@@ -40,7 +48,16 @@ def _magnitude(function, g, shape, axis, name="g"):
     return g
 
 
-def _run(function, v, g, axis, out, *, inference):
+def _run(
+    function: str,
+    v: ArrayLike,
+    g: ArrayLike,
+    axis: int | None,
+    out: Array | None,
+    *,
+    inference: bool,
+) -> Any:
+    """w; for training, w and the cache."""
     v = _arrays.array(function, "v", v)
     if axis is not None:
         axis = _arrays.one_axis(function, axis, v.ndim)
@@ -49,13 +66,15 @@ def _run(function, v, g, axis, out, *, inference):
         function, out, v.shape, v.dtype, ("v", v), ("g", g_given), may_be=v if inference else None
     )
     n, c, s = _view(v, axis)
-    norm = None if inference else np.zeros(c)
+    norm: Any = None if inference else np.zeros(c)
     if v.size:
         _kernel.forward(v, _arrays.contiguous(g_given), n, c, s, w, norm, get_num_threads())
     return w if inference else (w, WeightNormCache(v, g_given, norm, axis))
 
 
-def weight_norm(v, g, *, axis=0, out=None):
+def weight_norm(
+    v: ArrayLike, g: ArrayLike, *, axis: int | None = 0, out: Array | None = None
+) -> Array:
     """Separate the length of each slice of a weight from its direction: ``w = g * v / ||v||``.
 
     Parameters
@@ -95,10 +114,13 @@ def weight_norm(v, g, *, axis=0, out=None):
     array([[6., 8.],
            [0., 1.]])
     """
-    return _run("weight_norm", v, g, axis, out, inference=True)
+    w: Array = _run("weight_norm", v, g, axis, out, inference=True)
+    return w
 
 
-def weight_norm_forward(v, g, *, axis=0, out=None):
+def weight_norm_forward(
+    v: ArrayLike, g: ArrayLike, *, axis: int | None = 0, out: Array | None = None
+) -> tuple[Array, WeightNormCache]:
     """`weight_norm` for training.
 
     Parameters
@@ -126,10 +148,15 @@ def weight_norm_forward(v, g, *, axis=0, out=None):
     >>> cache.norm
     array([5.])
     """
-    return _run("weight_norm_forward", v, g, axis, out, inference=False)
+    result: tuple[Array, WeightNormCache] = _run(
+        "weight_norm_forward", v, g, axis, out, inference=False
+    )
+    return result
 
 
-def weight_norm_backward(dy, cache, *, out=None):
+def weight_norm_backward(
+    dy: ArrayLike, cache: WeightNormCache, *, out: Array | None = None
+) -> tuple[Array, Array]:
     """Gradients of `weight_norm_forward`.
 
     ``dg = sum(dy * v) / ||v||`` and ``dv = g / ||v|| * (dy - dg * v / ||v||)``, slice by slice: dv

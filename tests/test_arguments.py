@@ -258,9 +258,7 @@ def test_wrong_number_of_groups(pass_, num_groups, error):
 
 
 @pytest.mark.parametrize("pass_", ["inference", "forward"])
-@pytest.mark.parametrize(
-    "operation", [LAYER_NORM, BATCH_NORM, GROUP_NORM, INSTANCE_NORM], ids=repr
-)
+@pytest.mark.parametrize("operation", [LAYER_NORM, BATCH_NORM, GROUP_NORM, INSTANCE_NORM], ids=repr)
 @pytest.mark.parametrize(
     ("eps", "error"),
     [(-1e-5, ValueError), (np.nan, ValueError), ("small", TypeError), (None, TypeError)],

@@ -1,6 +1,5 @@
 """What every operation does: the right values, types, shapes and memory, for every case."""
 
-
 import numpy as np
 import pytest
 from checks import assert_right, over

@@ -1,18 +1,16 @@
-"""The Fashion-MNIST study: reading the data, the small parts of nn.py, and a quick run."""
+"""What the studies share: their data, claims and output; and quick runs of fashion_mnist.py."""
 
 import gzip
-import importlib
 import json
 import math
 import struct
 import sys
 from pathlib import Path
 
+import dataset
 import numpy as np
 import pytest
-
-import fastnorm as fn
-from fastnorm.testing import numerical_gradient
+import study
 
 STUDIES = Path(__file__).parents[1] / "bench" / "studies"
 FILES = {
@@ -21,15 +19,6 @@ FILES = {
     "t10k-images-idx3-ubyte": (4, 28, 28),
     "t10k-labels-idx1-ubyte": (4,),
 }
-
-
-@pytest.fixture(scope="module", name="study")
-def import_study():
-    sys.path.insert(0, str(STUDIES))
-    try:
-        yield importlib.import_module("fashion_mnist")
-    finally:
-        sys.path.remove(str(STUDIES))
 
 
 # ---- idx files -----------------------------------------------------------------------------------
@@ -52,37 +41,37 @@ def directory(request, tmp_path, rng):
     return tmp_path, arrays
 
 
-def test_directory(study, directory):
+def test_directory(directory):
     path, arrays = directory
-    for got, expected in zip(study.read_directory(path), arrays, strict=True):
+    for got, expected in zip(dataset.read_directory(path), arrays, strict=True):
         np.testing.assert_array_equal(got, expected, strict=True)
 
 
-def test_directory_from_the_environment(study, directory, monkeypatch):
+def test_directory_from_the_environment(directory, monkeypatch):
     path, arrays = directory
     monkeypatch.setenv("FASHION_MNIST_DIR", str(path))
-    got, source = study.load()
+    got, source = dataset.load()
     np.testing.assert_array_equal(got[0], arrays[0])
     assert str(path) in source
     with pytest.raises(FileNotFoundError):  # what is given goes before the environment
-        study.load(path / "nowhere")
+        dataset.load(path / "nowhere")
 
 
-def test_subset_where_there_is_no_data(study, monkeypatch):
+def test_subset_where_there_is_no_data(monkeypatch):
     monkeypatch.delenv("FASHION_MNIST_DIR", raising=False)
-    monkeypatch.setattr(study, "DEBIAN", Path("nowhere"))
-    (images, *_), source = study.load()
+    monkeypatch.setattr(dataset, "DEBIAN", Path("nowhere"))
+    (images, *_), source = dataset.load()
     assert len(images) == 4000
     assert "subset" in source
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_missing_file(study, directory, name):
+def test_missing_file(directory, name):
     path, _ = directory
     for file in path.glob(name + "*"):
         file.unlink()
     with pytest.raises(FileNotFoundError, match=rf"{name}\[.gz\] is missing"):
-        study.read_directory(path)
+        dataset.read_directory(path)
 
 
 @pytest.mark.parametrize(
@@ -103,14 +92,14 @@ def test_missing_file(study, directory, name):
         *("cut-gzip", "cut-gzip-header", "spoilt-gzip"),
     ],
 )
-def test_corrupt_file(study, tmp_path, rng, change, message):
+def test_corrupt_file(tmp_path, rng, change, message):
     data = idx(rng.integers(0, 256, (6, 28, 28), np.uint8))
     path = tmp_path / "images"
     path.write_bytes(data)
-    assert study.read_idx(path).shape == (6, 28, 28)
+    assert dataset.read_idx(path).shape == (6, 28, 28)
     path.write_bytes(change(data))
     with pytest.raises(ValueError, match=f"images: .*{message}"):
-        study.read_idx(path)
+        dataset.read_idx(path)
 
 
 @pytest.mark.parametrize(
@@ -123,15 +112,15 @@ def test_corrupt_file(study, tmp_path, rng, change, message):
     ],
     ids=["count", "label", "dimensions", "size"],
 )
-def test_files_that_do_not_fit(study, directory, name, array, message):
+def test_files_that_do_not_fit(directory, name, array, message):
     path, _ = directory
     (path / name).write_bytes(idx(array))  # plain goes before gzipped
     with pytest.raises(ValueError, match=message):
-        study.read_directory(path)
+        dataset.read_directory(path)
 
 
-def test_subset(study):
-    (images, labels, test_images, test_labels), _ = study.load_subset()
+def test_subset():
+    (images, labels, test_images, test_labels), _ = dataset.load_subset()
     assert images.shape == (4000, 28, 28)
     assert test_images.shape == (1000, 28, 28)
     assert images.dtype == test_images.dtype == np.uint8
@@ -144,8 +133,8 @@ def test_subset(study):
     assert not any(image.tobytes() in train for image in test_images)
 
 
-def test_prepare(study):
-    x, labels, x_test, _ = study.prepare(*study.load_subset()[0])
+def test_prepare():
+    x, labels, x_test, _ = dataset.prepare(*dataset.load_subset()[0])
     assert x.shape == (4000, 784)
     assert x.dtype == x_test.dtype == np.float32
     assert labels.dtype == np.intp
@@ -153,94 +142,73 @@ def test_prepare(study):
     assert x.std() == pytest.approx(1, abs=1e-4)
 
 
-# ---- nn.py ---------------------------------------------------------------------------------------
+# ---- Claims and output ---------------------------------------------------------------------------
 
 
-def test_softmax_cross_entropy(study, rng):
-    scores, labels = rng.normal(size=(5, 4)), np.array([0, 1, 2, 3, 0])
-    loss, dscores = study.nn.softmax_cross_entropy(scores, labels)
-    p = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
-    assert loss == pytest.approx(-np.log(p[range(5), labels]).mean(), rel=1e-12)
-    expected = numerical_gradient(lambda s: study.nn.softmax_cross_entropy(s, labels)[0], scores)
-    np.testing.assert_allclose(dscores, expected, rtol=1e-7, atol=1e-9)
-    # far apart and far from zero: no overflow, and the gradient keeps its dtype
-    loss, dscores = study.nn.softmax_cross_entropy(
-        np.array([[1e4, -1e4]], np.float32), np.array([1])
-    )
-    assert loss == 2e4
-    np.testing.assert_array_equal(dscores, np.array([[1, -1]], np.float32), strict=True)
+def results_of(capsys, *options, held=True):
+    """Exit status, stdout and the JSON of a small study."""
+    run = study.Study("A title.\n\nMore.", ["--json", "results.json", *options])
+    run.claim("One is less than two.", held, one=np.float32(1), two=[np.int64(2)])
+    run.figure("line", lambda figure, y: figure.subplots().plot(y), np.arange(3))
+    status = run.finish({"values": np.arange(2.0)}, "the table")
+    return status, capsys.readouterr().out, json.loads(Path("results.json").read_text())
 
 
-def test_sgd(study):
-    layer = fn.layers.LayerNorm(1, dtype=np.float64)
-    optimiser = study.nn.SGD([layer], momentum=0.5)
-    layer.grads.update(gamma=np.array([2.0]), beta=np.array([0.0]))
-    gamma = layer.params["gamma"]
-    for expected in (0.8, 0.5, 0.15):  # velocities -0.2, -0.3, -0.35
-        optimiser.step(0.1)
-        np.testing.assert_allclose(gamma, [expected], rtol=1e-12)
-    assert layer.params["gamma"] is gamma
+@pytest.mark.parametrize(
+    ("held", "options", "status"),
+    [(True, (), 0), (False, (), 1), (True, ("--quick",), 0), (False, ("--quick",), 0)],
+    ids=["held", "failed", "held-quick", "failed-quick"],
+)
+def test_claims(capsys, tmp_path, monkeypatch, held, options, status):
+    monkeypatch.chdir(tmp_path)
+    got, text, results = results_of(capsys, *options, held=held)
+    assert got == status
+    assert text.startswith("the table\n\nClaims")
+    assert ("NOT HELD  One is less than two.\n            one 1; two [2]" in text) == (not held)
+    assert results["claims"] == [
+        {"claim": "One is less than two.", "held": held, "evidence": {"one": 1.0, "two": [2]}}
+    ]
+    assert results["study"] == "A title."
+    assert results["results"] == {"values": [0.0, 1.0]}
+    assert results["options"] == {"quick": bool(options), "threads": None, "seed": 0}
+    assert results["figures"] == []
 
 
-@pytest.mark.parametrize("norm", ["batch", "layer", "weight", "none"])
-def test_network(study, norm, rng):
-    sizes = [12, 8, 8, 10]
-    network = study.nn.Sequential(study.nn.normalised_network(norm, sizes, 0))
-    kinds = [type(layer).__name__ for layer in network.layers]
-    affine = "WeightNormAffine" if norm == "weight" else "Affine"
-    between = {"batch": ["BatchNorm"], "layer": ["LayerNorm"]}.get(norm, [])
-    assert kinds == [affine, *between, "ReLU"] * 2 + [affine]
-    x, labels = rng.normal(size=(6, 12)).astype(np.float32), np.arange(6)
-    scores = network.forward(x)
-    loss, dscores = study.nn.softmax_cross_entropy(scores, labels)
-    assert loss == pytest.approx(math.log(10), abs=0.1)
-    assert network.backward(dscores).shape == x.shape
-    assert f"{len(kinds) - 1}.bias" in network.state_dict()
+def test_json_to_stdout(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = study.Study("A title.", ["--json", "-"])
+    assert run.finish({}, "the table") == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["study"] == "A title."
+    assert err == "the table\n"
 
 
-def test_unknown_norm(study):
-    with pytest.raises(ValueError, match="norm must be"):
-        study.nn.normalised_network("group", [4, 3, 2], 0)
+def test_figures(capsys, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    _, _, results = results_of(capsys, "--figures", "new/pictures")
+    assert results["figures"] == ["line.png"]
+    assert (tmp_path / "new/pictures/line.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_numpy_and_fastnorm_take_the_same_steps(study, rng):
-    x, labels = rng.normal(size=(32, 784)).astype(np.float32), rng.integers(0, 10, 32)
-    trainers = [study.Trainer("batch", [784, 16, 16, 10], 0, f) for f in (None, study.NumPy())]
-    assert trainers[1].network.layers[0].functions is not fn
-    losses = [[t.step(x, labels, 0.05) for _ in range(3)] for t in trainers]
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
-    assert losses[0][2] < losses[0][0]
+def test_without_matplotlib(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    run = study.Study("A title.", ["--figures", "pictures"])
+    run.figure("line", None)
+    assert run.finish({}, "the table") == 0
+    assert "line.png: not drawn, no matplotlib" in capsys.readouterr().err
+    assert not Path("pictures").exists()
 
 
-def test_accuracy_is_that_of_inference(study, rng):
-    x, labels = rng.normal(size=(50, 784)).astype(np.float32), rng.integers(0, 10, 50)
-    trainer = study.Trainer("batch", [784, 16, 10], 0)
-    for _ in range(20):
-        trainer.step(x, labels, 0.05)
-    before = trainer.network.state_dict()
-    accuracy = trainer.accuracy(x, labels)
-    assert 0.5 < accuracy <= 1
-    assert accuracy == trainer.accuracy(x, labels, batch_size=7)
-    for key, value in trainer.network.state_dict().items():
-        np.testing.assert_array_equal(value, before[key])
+def test_table():
+    table = study.rows_text(("norm", "accuracy"), [("batch", 0.9), ("none", 0.25)])
+    assert table.splitlines() == ["norm   accuracy", "batch       0.9", "none       0.25"]
 
 
-def test_time_step_times_both(study, rng, monkeypatch):
-    used = set()
-
-    class Recorder(study.NumPy):
-        def __getattr__(self, name):
-            used.add(name)
-            return super().__getattr__(name)
-
-    monkeypatch.setattr(study, "NumPy", Recorder)
-    data = (rng.normal(size=(8, 784)).astype(np.float32), rng.integers(0, 10, 8))
-    ours, numpys = study.time_step("batch", [784, 4, 10], data, 8, 0.05, seed=0, repeats=4)
-    assert ours > 0
-    assert numpys > 0
-    operations = ("affine", "batch_norm")
-    expected = {f"{op}_{pass_}" for op in operations for pass_ in ("forward", "backward")}
-    assert used == expected | {"affine"}  # of the first layer only the parameters' gradients
+def test_mean_and_spread():
+    assert study.mean_spread([0.8, 0.9, 1.0], 2) == "0.90 ± 0.10"
+    assert study.mean_spread([0.8]) == "0.800 ± 0.000"
 
 
 # ---- Runs ----------------------------------------------------------------------------------------
@@ -254,7 +222,7 @@ def quick():
 
 def run_quick(quick, run_python, *options):
     if options not in quick:
-        command = ("-W", "error", str(STUDIES / "fashion_mnist.py"), "--quick", "--json")
+        command = ("-W", "error", str(STUDIES / "fashion_mnist.py"), "--quick", "--json", "-")
         # one thread: several would wait for each other where other processes keep the cores busy
         quick[options] = run_python(*command, *options, timeout=300, OMP_NUM_THREADS=1)
     return json.loads(quick[options].stdout), quick[options].stderr
@@ -269,8 +237,7 @@ def test_batch_norm_learns(quick, run_python):
     assert result["last_loss"] < 0.5
     assert len(result["test_accuracy"]) == 5
     assert result["test_accuracy"][-1] >= 0.8  # 0.84 measured, 0.1 is chance
-    for key in ("seconds_per_epoch", "seconds_per_step", "seconds_per_step_numpy"):
-        assert 0 < result[key] < 60
+    assert 0 < result["seconds_per_epoch"] < 60
     assert "batch: epoch 5/5" in progress
     assert "\r" not in progress  # no terminal, no bar
 
@@ -306,7 +273,7 @@ def test_table_and_directory(run_python, directory):
     header, row = done.stdout.splitlines()
     assert header.split()[:3] == ["norm", "test", "accuracy"]
     assert row.split()[0] == "batch"
-    assert len(row.split()) == 6
+    assert len(row.split()) == 3
     assert str(path) in done.stderr
     assert "threads: 1" in done.stderr
 

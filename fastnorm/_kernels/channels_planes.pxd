@@ -186,7 +186,7 @@ cdef inline void map_planes(
         stop = min((b.last_unit - sample * t.pieces) * PIECE, t.s)
         next_plane = t.c * t.s if asks and (sample + 1) * t.pieces < b.last_unit else 0
         while start < stop:
-            n = stop - start if t.direct else min(stop - start, <Py_ssize_t> PIECE)
+            n = stop - start if t.direct else min(stop - start, t.room)
             channel = b.first_channel
             while channel < b.last_channel:
                 some = b.last_channel - channel

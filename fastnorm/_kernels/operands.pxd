@@ -15,7 +15,7 @@ from libc.stdlib cimport free, llabs, malloc
 from fastnorm._kernels.arrays cimport FLOAT32, FLOAT64, NONE, Dtype, data_of, dtype_of
 from fastnorm._kernels.arrays cimport itemsize_of, real
 from fastnorm._kernels.convert cimport read_run, write_run
-from fastnorm._kernels.memory cimport LINE, Writer, place_bytes, prefetch
+from fastnorm._kernels.memory cimport LINE, Writer, place_bytes, prefetch, prefetch_far
 from fastnorm._pool cimport participant
 
 cdef extern from "transpose.h" nogil:
@@ -32,7 +32,7 @@ cdef extern from "memory.h" nogil:
 
 cdef enum:
     MAX_AXES = 64               # NumPy's limit
-    ROOM = 4096                 # elements of a block that stays in L1
+    ROOM = 2048                 # elements of a block that stays in L1
     SIDE = 16                   # of the tiles in which rows and columns change places
 
 
@@ -213,12 +213,16 @@ cdef inline void write_turned(
 cdef inline void read_elements(
     const Operand* o, Py_ssize_t index, Py_ssize_t n, real* to
 ) noexcept nogil:
-    cdef Py_ssize_t run
+    """Where elements lie side by side, as many after them are asked for: they come while these are
+    computed, and are most often what is read next."""
+    cdef Py_ssize_t run, stride = o.stride[o.axes - 1]
     cdef char* p
     while n > 0:
         p = address(o, index, &run)
         run = min(run, n)
-        read_run(o.dtype, p, o.stride[o.axes - 1], run, to)
+        if stride == itemsize_of(o.dtype):
+            prefetch_far(p + run * stride, run * stride)
+        read_run(o.dtype, p, stride, run, to)
         to += run
         index += run
         n -= run

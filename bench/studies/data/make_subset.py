@@ -14,7 +14,7 @@ import numpy as np
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from fashion_mnist import read_directory  # noqa: E402
+from dataset import read_directory  # noqa: E402
 
 
 def first_of_each_class(images, labels, count):

@@ -1,0 +1,35 @@
+from .._typing import Array
+
+def forward(
+    function: str,
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    batch: int,
+    n: int,
+    c: int,
+    s: int,
+    num_groups: int,
+    eps: float,
+    y: Array,
+    mean: Array,
+    rstd: Array,
+    num_threads: int,
+) -> None: ...
+def backward(
+    function: str,
+    dy: Array,
+    x: Array,
+    gamma: Array | None,
+    mean: Array,
+    rstd: Array,
+    batch: int,
+    n: int,
+    c: int,
+    s: int,
+    num_groups: int,
+    dx: Array,
+    dgamma: Array | None,
+    dbeta: Array | None,
+    num_threads: int,
+) -> None: ...

@@ -1,0 +1,3 @@
+MAX_THREADS: int
+
+def workers() -> int: ...
