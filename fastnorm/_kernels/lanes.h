@@ -15,7 +15,8 @@ enum {
     FASTNORM_TAIL = 8,
     FASTNORM_ALL_LANES = FASTNORM_LANES + FASTNORM_TAIL + 1,
     FASTNORM_SHORT = 512, /* elements: 16 additions to a lane */
-    FASTNORM_GUESSED = 32
+    FASTNORM_GUESSED = 32,
+    FASTNORM_ROW_NUMBERS = 6
 };
 
 #if defined(__AVX512F__)

@@ -3,6 +3,7 @@
 #define FASTNORM_MEMORY_H
 
 #include <stddef.h>
+#include <stdint.h>
 #include <string.h>
 
 #if defined(__SSE2__) || defined(_M_X64)
@@ -50,9 +51,11 @@ static inline void fastnorm_stream_line(char *to, const char *from)
 }
 #endif
 
-/* Where a piece of a result is computed that is then streamed: it stays in L1. */
+/* Where a piece of a result is computed that is then streamed: it stays in L1. A byte that belongs to a line's byte k
+   is byte k of a line here. */
+#define FASTNORM_SINK 8192
 typedef struct {
-    _Alignas(FASTNORM_LINE) char bytes[2048];
+    _Alignas(FASTNORM_LINE) char bytes[FASTNORM_SINK + FASTNORM_LINE];
 } fastnorm_sink;
 
 /* Memory for a block of an array that is strided or of another type: see operands.pxd. */
@@ -60,19 +63,21 @@ typedef struct {
 #define FASTNORM_SCRATCH_ROWS 64
 #define FASTNORM_SCRATCH_BYTES (FASTNORM_SCRATCH + FASTNORM_SCRATCH_ROWS * 4 * FASTNORM_LINE)
 
-/* A copy to the begin of a cache line, whose whole lines go to memory without being read first. The pool issues the
-   fence. */
-static inline void fastnorm_stream(void *to, const fastnorm_sink *sink, ptrdiff_t num_bytes)
+/* A copy whose whole lines go to memory without being read first. The pool issues the fence. */
+static inline void fastnorm_stream(char *to, const fastnorm_sink *sink, ptrdiff_t num_bytes)
 {
-    char *y = (char *)to;
-    const char *x = sink->bytes;
+    ptrdiff_t begun = (ptrdiff_t)((uintptr_t)to % FASTNORM_LINE), head = begun ? FASTNORM_LINE - begun : 0;
+    const char *from = sink->bytes + begun;
+    if (head > num_bytes) head = num_bytes;
+    if (head) memcpy(to, from, head);
+    to += head, from += head, num_bytes -= head;
 #if FASTNORM_CAN_STREAM
     for (; num_bytes >= FASTNORM_LINE; num_bytes -= FASTNORM_LINE) {
-        fastnorm_stream_line(y, x);
-        y += FASTNORM_LINE, x += FASTNORM_LINE;
+        fastnorm_stream_line(to, from);
+        to += FASTNORM_LINE, from += FASTNORM_LINE;
     }
 #endif
-    if (num_bytes) memcpy(y, x, num_bytes);
+    if (num_bytes) memcpy(to, from, num_bytes);
 }
 
 #endif

@@ -13,16 +13,18 @@ from fastnorm._kernels.arrays cimport real
 cdef extern from "memory.h" nogil:
     enum:
         LINE "FASTNORM_LINE"            # bytes in a line of the cache
+        SINK "FASTNORM_SINK"            # bytes of a result that is computed elsewhere
     ctypedef struct Sink "fastnorm_sink":
-        char bytes[2048]
+        char bytes[8256]
     void prefetch "fastnorm_prefetch"(const void* memory, Py_ssize_t num_bytes)
     void prefetch_far "fastnorm_prefetch_far"(const void* memory, Py_ssize_t num_bytes)
-    void stream "fastnorm_stream"(void* to, const Sink* sink, Py_ssize_t num_bytes)
+    void stream "fastnorm_stream"(char* to, const Sink* sink, Py_ssize_t num_bytes)
     bint CAN_STREAM "FASTNORM_CAN_STREAM"
 
 
 cdef enum:
     NEAR_BYTES = 8192               # that L1 can hold beside what is in use
+    RUN_BYTES = 2048                # of one run of a result in the sink
 
 
 cdef inline void prefetch_ahead(const real* x, Py_ssize_t ahead, Py_ssize_t n) noexcept nogil:
@@ -57,26 +59,26 @@ cdef inline void flush(Writer* w) noexcept nogil:
         w.held = 0
 
 
+cdef inline Py_ssize_t line_offset(const char* p) noexcept nogil:
+    return <Py_ssize_t> (<uintptr_t> p % LINE)
+
+
 cdef inline char* place_bytes(
     Writer* w, char* p, Py_ssize_t size, Py_ssize_t* n
 ) noexcept nogil:
     """Where to compute what belongs to p, n elements of `size` bytes, and in n, how many of them.
     The writer must be flushed after the last."""
-    cdef Py_ssize_t begun, room
+    cdef Py_ssize_t end
     cdef char* target
     if not w.streams:
         return p
-    if w.held + size > <Py_ssize_t> sizeof(Sink) or p != w.begin + w.held:
+    end = line_offset(w.begin) + w.held
+    if end + size > RUN_BYTES or p != w.begin + w.held:
         flush(w)
-    if w.held == 0:
-        begun = <Py_ssize_t> (<uintptr_t> p % LINE)
-        if begun:  # in place, up to the next line
-            n[0] = min(n[0], max((LINE - begun) // size, <Py_ssize_t> 1))
-            return p
         w.begin = p
-    room = <Py_ssize_t> sizeof(Sink) - w.held
-    n[0] = min(n[0], room // size)
-    target = w.sink.bytes + w.held
+        end = line_offset(p)
+    n[0] = min(n[0], (RUN_BYTES - end) // size)
+    target = w.sink.bytes + end
     w.held += n[0] * size
     return target
 
@@ -86,3 +88,12 @@ cdef inline real* place(Writer* w, real* y, Py_ssize_t* n) noexcept nogil:
     if not w.direct:
         return y
     return <real*> place_bytes(w, <char*> y, sizeof(real), n)
+
+
+cdef inline real* place_rows(Writer* w, real* y, Py_ssize_t n) noexcept nogil:
+    """The same for n elements at once, at most SINK bytes."""
+    if not (w.streams and w.direct):
+        return y
+    flush(w)
+    w.begin, w.held = <char*> y, n * sizeof(real)
+    return <real*> (w.sink.bytes + line_offset(w.begin))

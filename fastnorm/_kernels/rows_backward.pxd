@@ -10,16 +10,29 @@ from libc.stdlib cimport calloc, free, malloc
 
 from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
 from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div, threads_for
-from fastnorm._kernels.memory cimport Writer, flush, open_writer, place, prefetch_far, streams
+from fastnorm._kernels.memory cimport SINK, Writer, flush, open_writer, place, place_rows
+from fastnorm._kernels.memory cimport prefetch_far, streams
 from fastnorm._kernels.operands cimport Scratch, load_block, of_this_thread, release
 from fastnorm._kernels.operands cimport nth, result_block, store_block
-from fastnorm._kernels.rows cimport CHUNK, row_gradient_sums, standard
+from fastnorm._kernels.rows cimport CHUNK, row_gradient_sums
 from fastnorm._kernels.rows_narrow cimport backward_narrow
 from fastnorm._kernels.rows_task cimport FLUSH_ROWS, MAX_GROUP, NARROW, PIECE, RowMap, RowSums
 from fastnorm._kernels.rows_task cimport Task, is_cut, kept_map, parameters_of, piece_length
 from fastnorm._kernels.rows_task cimport reserve_scratch, shifted
 from fastnorm._kernels.vectors cimport store
 from fastnorm._pool cimport parallel_for
+
+cdef extern from "lanes.h" nogil:
+    enum:
+        ROW_NUMBERS "FASTNORM_ROW_NUMBERS"
+    void row_gradients_float "fastnorm_row_gradients_float"(
+        Py_ssize_t rows, bint centred, const float* dy, Py_ssize_t dy_step, const float* x,
+        Py_ssize_t x_step, const float* gamma, float* dx, Py_ssize_t dx_step, float* dgamma,
+        float* dbeta, Py_ssize_t n, const float* numbers)
+    void row_gradients_double "fastnorm_row_gradients_double"(
+        Py_ssize_t rows, bint centred, const double* dy, Py_ssize_t dy_step, const double* x,
+        Py_ssize_t x_step, const double* gamma, double* dx, Py_ssize_t dx_step, double* dgamma,
+        double* dbeta, Py_ssize_t n, const double* numbers)
 
 
 cdef inline RowSums chunk_row_sums(
@@ -70,51 +83,76 @@ cdef inline void keep_length(Task* t, Py_ssize_t index, RowSums sums) noexcept n
         store(t.dg, index, 1, &sums.hx)
 
 
-cdef inline void row_gradients(
-    const real* dy, const real* x, const real* gamma, real* restrict dx,
-    real* restrict dgamma, real* restrict dbeta, Py_ssize_t n,
-    real centre, real rstd, real shift, bint centred, real mean_h, real mean_hx, real scale,
+cdef inline void row_numbers(
+    Task* t, const RowMap* m, const RowSums* sums, Py_ssize_t rows, real* numbers
 ) noexcept nogil:
-    """dx = scale·(h - Σh/N - x̂·Σ(h·x̂)/N);  dgamma += dy·x̂;  dbeta += dy. Where dgamma is NULL,
-    nothing is."""
+    """What the gradients of some rows need to know of each: lanes.h."""
+    cdef double count = 1 if t.by_length else t.n
+    cdef Py_ssize_t k
+    for k in range(rows):
+        numbers[0], numbers[1] = <real> m[k].high, <real> m[k].rstd
+        numbers[2], numbers[3] = <real> m[k].shift, <real> m[k].scale
+        numbers[4] = <real> (sums[k].h / count)
+        numbers[5] = <real> (sums[k].hx / count)
+        numbers += ROW_NUMBERS
+
+
+cdef inline void row_gradients(
+    Py_ssize_t rows, bint centred, const real* dy, Py_ssize_t dy_step, const real* x,
+    Py_ssize_t x_step, const real* gamma, real* dx, Py_ssize_t dx_step, real* dgamma, real* dbeta,
+    Py_ssize_t n, const real* numbers,
+) noexcept nogil:
+    """dx = scale·(h - Σh/N - x̂·Σ(h·x̂)/N);  dgamma += dy·x̂;  dbeta += dy, for 1, 2 or 4 rows. Where
+    dgamma is NULL, nothing is."""
     cdef Py_ssize_t i
-    cdef real h, x_hat
     if dgamma == NULL:
         for i in range(n):
-            dx[i] = (dy[i] - x[i] * rstd * mean_hx) * scale
-        return
-    for i in range(n):
-        x_hat = standard(x[i], centre, rstd, shift, centred)
-        h = dy[i] if gamma == NULL else dy[i] * gamma[i]
-        dgamma[i] += dy[i] * x_hat
-        if centred:
-            dbeta[i] += dy[i]
-            dx[i] = ((h - mean_h) - x_hat * mean_hx) * scale
-        else:
-            dx[i] = (h - x_hat * mean_hx) * scale
+            dx[i] = (dy[i] - x[i] * numbers[1] * numbers[5]) * numbers[3]
+    elif real is float:
+        row_gradients_float(
+            rows, centred, dy, dy_step, x, x_step, gamma, dx, dx_step, dgamma, dbeta, n, numbers
+        )
+    else:
+        row_gradients_double(
+            rows, centred, dy, dy_step, x, x_step, gamma, dx, dx_step, dgamma, dbeta, n, numbers
+        )
 
 
 cdef inline void gradients(
     Task* t, const real* x, const real* dy, real* dx, real* dgamma, real* dbeta,
-    Py_ssize_t start, Py_ssize_t n, RowMap m, RowSums sums, Writer* writer, Py_ssize_t ahead,
+    Py_ssize_t start, Py_ssize_t n, const RowMap* m, const RowSums* sums, Writer* writer,
+    Py_ssize_t ahead,
 ) noexcept nogil:
-    """The same for n elements of a row, whose parameters begin at `start`."""
+    """The same for n elements of one row, whose parameters begin at `start`."""
+    cdef real numbers[ROW_NUMBERS]
     cdef Py_ssize_t i = 0, length
     cdef real* target
-    cdef double count = 1 if t.by_length else t.n
-    cdef real mean_h = <real> (sums.h / count), mean_hx = <real> (sums.hx / count)
+    row_numbers(t, m, sums, 1, numbers)
     while i < n:
         length = n - i
         target = place(writer, dx + i, &length)
         if ahead:
             prefetch_far(x + i + ahead, length * sizeof(real))
         row_gradients(
-            dy + i, x + i, shifted(<const real*> t.gamma, start + i), target,
-            further(dgamma, i), further(dbeta, i), length,
-            <real> m.high, <real> m.rstd, <real> m.shift, t.centred, mean_h, mean_hx,
-            <real> m.scale,
+            1, t.centred, dy + i, 0, x + i, 0, shifted(<const real*> t.gamma, start + i), target,
+            0, further(dgamma, i), further(dbeta, i), length, numbers,
         )
         i += length
+
+
+cdef inline Py_ssize_t rows_at_once(
+    Task* t, Py_ssize_t count, const real* dgamma, Py_ssize_t step
+) noexcept nogil:
+    """So many rows, of the next `count`, that share their parameters, go through `row_gradients`
+    together."""
+    cdef Py_ssize_t rows = 4 if count >= 4 else 2
+    if t.streams and rows * t.n * itemsize_of(t.dtype) > SINK:
+        rows = 2
+    if count < 2 or dgamma == NULL or step or t.period > 1 or (
+        t.streams and rows * t.n * itemsize_of(t.dtype) > SINK
+    ):
+        rows = 1
+    return rows
 
 
 cdef inline void chunk_gradients(
@@ -127,11 +165,32 @@ cdef inline void chunk_gradients(
     cdef const real* x = load_block(&t.x, offset, n, 1, n, x_scratch, &stride)
     cdef const real* dy = load_block(&t.dy, offset, n, 1, n, dy_scratch, &stride)
     cdef real* dx = result_block(&t.y, offset, n, n, dx_scratch, &stride)
+    cdef RowMap m = kept_map(t, index)
     gradients(
-        t, x, dy, dx, dgamma, dbeta, parameters_of(t, index) + start, n, kept_map(t, index), sums,
-        writer, 0,
+        t, x, dy, dx, dgamma, dbeta, parameters_of(t, index) + start, n, &m, &sums, writer, 0
     )
     store_block(&t.y, offset, n, 1, n, dx, stride, writer)
+
+
+cdef inline void group_gradients(
+    Task* t, Py_ssize_t index, Py_ssize_t rows, const real* x, Py_ssize_t x_step, const real* dy,
+    Py_ssize_t dy_step, real* dx, Py_ssize_t dx_step, real* dgamma, real* dbeta,
+    const RowMap* maps, const RowSums* sums, Writer* writer, Py_ssize_t ahead,
+) noexcept nogil:
+    """Of `rows_at_once` rows."""
+    cdef real numbers[4 * ROW_NUMBERS]
+    if rows == 1:
+        gradients(
+            t, x, dy, dx, dgamma, dbeta, parameters_of(t, index), t.n, maps, sums, writer, ahead
+        )
+        return
+    row_numbers(t, maps, sums, rows, numbers)
+    if ahead:
+        prefetch_far(x + ahead, rows * t.n * sizeof(real))
+    row_gradients(
+        rows, t.centred, dy, dy_step, x, x_step, <const real*> t.gamma,
+        place_rows(writer, dx, rows * t.n), dx_step, dgamma, dbeta, t.n, numbers,
+    )
 
 
 cdef inline void flush_sums(
@@ -152,7 +211,7 @@ cdef inline void backward_group(
     elements."""
     cdef RowSums sums[MAX_GROUP]
     cdef RowMap maps[MAX_GROUP]
-    cdef Py_ssize_t offset = index * t.n, ahead = 0, k, x_stride, dy_stride, dx_stride
+    cdef Py_ssize_t offset = index * t.n, ahead = 0, k, together, x_stride, dy_stride, dx_stride
     cdef const real* x = load_block(&t.x, offset, t.n, count, t.n, x_scratch, &x_stride)
     cdef const real* dy = load_block(&t.dy, offset, t.n, count, t.n, dy_scratch, &dy_stride)
     cdef real* dx = result_block(&t.y, offset, t.n, t.n, dx_scratch, &dx_stride)
@@ -165,12 +224,15 @@ cdef inline void backward_group(
             ahead,
         )
         keep_length(t, index + k, sums[k])
-    for k in range(count):
-        gradients(
-            t, x + k * x_stride, dy + k * dy_stride, dx + k * dx_stride,
-            further(dgamma, k * step), further(dbeta, k * step), parameters_of(t, index + k), t.n,
-            maps[k], sums[k], writer, ahead,
+    k = 0
+    while k < count:
+        together = rows_at_once(t, count - k, dgamma, step)
+        group_gradients(
+            t, index + k, together, x + k * x_stride, x_stride, dy + k * dy_stride, dy_stride,
+            dx + k * dx_stride, dx_stride, further(dgamma, k * step), further(dbeta, k * step),
+            maps + k, sums + k, writer, ahead,
         )
+        k += together
     store_block(&t.y, offset, t.n, count, t.n, dx, dx_stride, writer)
 
 

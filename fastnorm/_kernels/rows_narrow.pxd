@@ -14,6 +14,23 @@ from fastnorm._kernels.rows_task cimport SIDE_BY_SIDE, RowMap, Task, finish_stat
 from fastnorm._kernels.rows_task cimport kept_map
 from fastnorm._kernels.vectors cimport store
 
+cdef extern from "lanes.h" nogil:
+    void tile_sums_float "fastnorm_tile_sums_float"(
+        const float* tile, Py_ssize_t n, float* sums)
+    void tile_sums_double "fastnorm_tile_sums_double"(
+        const double* tile, Py_ssize_t n, double* sums)
+    void tile_centred_sums_float "fastnorm_tile_centred_sums_float"(
+        const float* tile, Py_ssize_t n, const float* centre, float* sums, float* squares)
+    void tile_centred_sums_double "fastnorm_tile_centred_sums_double"(
+        const double* tile, Py_ssize_t n, const double* centre, double* sums, double* squares)
+    void tile_products_float "fastnorm_tile_products_float"(
+        const float* dy, const float* x, const float* gamma, Py_ssize_t n, const float* high,
+        const float* scale, const float* shift, bint centred, float* sums, float* products)
+    void tile_products_double "fastnorm_tile_products_double"(
+        const double* dy, const double* x, const double* gamma, Py_ssize_t n,
+        const double* high, const double* scale, const double* shift, bint centred, double* sums,
+        double* products)
+
 cdef enum:
     TILE = 2048                 # NARROW·SIDE_BY_SIDE
     FLUSH_TILES = 32            # whose parameter gradients are added up in the type of x
@@ -47,30 +64,33 @@ cdef inline void store_tile(
         i += length
 
 
-cdef inline void tile_sums(
-    const real* tile, Py_ssize_t n, real* restrict sums
-) noexcept nogil:
-    cdef Py_ssize_t i, j
-    for j in range(SIDE_BY_SIDE):
-        sums[j] = 0
-    for i in range(n):
-        for j in range(SIDE_BY_SIDE):
-            sums[j] += tile[i * SIDE_BY_SIDE + j]
+cdef inline void tile_sums(const real* tile, Py_ssize_t n, real* sums) noexcept nogil:
+    """Σx of each row"""
+    if real is float:
+        tile_sums_float(tile, n, sums)
+    else:
+        tile_sums_double(tile, n, sums)
 
 
 cdef inline void tile_centred_sums(
-    const real* tile, Py_ssize_t n, const real* centre, real* restrict sums, real* restrict squares
+    const real* tile, Py_ssize_t n, const real* centre, real* sums, real* squares
 ) noexcept nogil:
-    """Of x - centre, and of its squares."""
-    cdef Py_ssize_t i, j
-    cdef real d
-    for j in range(SIDE_BY_SIDE):
-        sums[j], squares[j] = 0, 0
-    for i in range(n):
-        for j in range(SIDE_BY_SIDE):
-            d = tile[i * SIDE_BY_SIDE + j] - centre[j]
-            sums[j] += d
-            squares[j] += d * d
+    """Σ(x - centre) and Σ(x - centre)² of each row"""
+    if real is float:
+        tile_centred_sums_float(tile, n, centre, sums, squares)
+    else:
+        tile_centred_sums_double(tile, n, centre, sums, squares)
+
+
+cdef inline void tile_row_sums(
+    const real* x, const real* dy, Py_ssize_t n, const real* high, const real* scale,
+    const real* shift, bint centred, const real* gamma, real* sums, real* products,
+) noexcept nogil:
+    """Σh and Σ(h·x̂) of each row, with h = dy·gamma, or dy where gamma is NULL"""
+    if real is float:
+        tile_products_float(dy, x, gamma, n, high, scale, shift, centred, sums, products)
+    else:
+        tile_products_double(dy, x, gamma, n, high, scale, shift, centred, sums, products)
 
 
 cdef inline void tile_statistics(
@@ -147,26 +167,6 @@ cdef inline void forward_narrow(
         )
         store_tile(t, index, count, tile, y_scratch, writer)
         index += count
-
-
-cdef inline void tile_row_sums(
-    const real* x, const real* dy, Py_ssize_t n, const real* high, const real* scale,
-    const real* shift, bint centred, const real* gamma,
-    real* restrict sums, real* restrict products,
-) noexcept nogil:
-    """Σh and Σ(h·x̂) of each row, with h = dy·gamma"""
-    cdef Py_ssize_t i, j
-    cdef real h, weight
-    for j in range(SIDE_BY_SIDE):
-        sums[j], products[j] = 0, 0
-    for i in range(n):
-        weight = 1 if gamma == NULL else gamma[i]
-        for j in range(SIDE_BY_SIDE):
-            h = dy[i * SIDE_BY_SIDE + j] * weight
-            sums[j] += h
-            products[j] += h * standard(
-                x[i * SIDE_BY_SIDE + j], high[j], scale[j], shift[j], centred
-            )
 
 
 cdef inline void tile_gradients(

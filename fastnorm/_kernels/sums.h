@@ -3,11 +3,13 @@
    `ahead`: how many elements further on memory is asked for meanwhile, or 0. */
 
 #define vector FASTNORM_NAME(vector)
+#define half FASTNORM_NAME(half)
 #define eight FASTNORM_NAME(eight)
 #define quad FASTNORM_NAME(quad)
 #define lanes FASTNORM_NAME(lanes)
 
 typedef FASTNORM_VECTOR_OF(real, FASTNORM_VECTOR) vector;
+typedef FASTNORM_VECTOR_OF(real, FASTNORM_VECTOR / 2) half;
 typedef FASTNORM_VECTOR_OF(real, 8 * sizeof(real)) eight;
 typedef FASTNORM_VECTOR_OF(real, 4 * sizeof(real)) quad;
 
@@ -247,6 +249,135 @@ FASTNORM_INLINE real FASTNORM_NAME(guess_centre)(const real *x, ptrdiff_t n)
     return ((last[0] + last[2]) + (last[1] + last[3])) / FASTNORM_GUESSED;
 }
 
+/* Rows of a tile, side by side: element i of row j is tile[i * FASTNORM_LANES + j]. Short sums of eight are added to
+   long ones, which for n < 64 leaves no more roundings than the lanes of a longer row. */
+
+#define EACH_SHORT(i, start, stop, n) \
+    for (i = start, stop = n - start < FASTNORM_TAIL ? n : start + FASTNORM_TAIL; i < stop; ++i)
+
+/* Σx of each row */
+FASTNORM_INLINE void FASTNORM_NAME(tile_sums)(const real *tile, ptrdiff_t n, real *sums)
+{
+    vector a[FASTNORM_LANES * sizeof(real) / sizeof(vector)] = {{0}};
+    ptrdiff_t start, stop, i, k;
+    for (start = 0; start < n; start += FASTNORM_TAIL) {
+        vector s[FASTNORM_LANES * sizeof(real) / sizeof(vector)] = {{0}};
+        EACH_SHORT(i, start, stop, n)
+        EACH(k, VECTORS) s[k] += ((const vector *)(tile + i * FASTNORM_LANES))[k];
+        EACH(k, VECTORS) a[k] += s[k];
+    }
+    memcpy(sums, a, sizeof a);
+}
+
+/* Σ(x - centre) and Σ(x - centre)² of each row, which has a centre of its own */
+FASTNORM_INLINE void FASTNORM_NAME(tile_centred_sums)(
+    const real *tile, ptrdiff_t n, const real *centre, real *sums, real *squares)
+{
+    vector a[FASTNORM_LANES * sizeof(real) / sizeof(vector)] = {{0}}, b[FASTNORM_LANES * sizeof(real) / sizeof(vector)] = {{0}}, c[FASTNORM_LANES * sizeof(real) / sizeof(vector)];
+    ptrdiff_t start, stop, i, k;
+    memcpy(c, centre, sizeof c);
+    for (start = 0; start < n; start += FASTNORM_TAIL) {
+        vector s[FASTNORM_LANES * sizeof(real) / sizeof(vector)] = {{0}}, q[FASTNORM_LANES * sizeof(real) / sizeof(vector)] = {{0}};
+        EACH_SHORT(i, start, stop, n)
+        EACH(k, VECTORS) {
+            vector d = ((const vector *)(tile + i * FASTNORM_LANES))[k] - c[k];
+            s[k] += d, q[k] += d * d;
+        }
+        EACH(k, VECTORS) a[k] += s[k], b[k] += q[k];
+    }
+    memcpy(sums, a, sizeof a), memcpy(squares, b, sizeof b);
+}
+
+/* Σh and Σ(h·x̂) of each row, with h = dy·gamma, or dy where there is no gamma, and x̂ = (x - high)·scale + shift, or
+   x·scale where it is not centred */
+FASTNORM_INLINE void FASTNORM_NAME(tile_products)(
+    const real *dy, const real *x, const real *gamma, ptrdiff_t n, const real *high, const real *scale,
+    const real *shift, int centred, real *sums, real *products)
+{
+    vector a[FASTNORM_LANES * sizeof(real) / sizeof(vector)] = {{0}}, b[FASTNORM_LANES * sizeof(real) / sizeof(vector)] = {{0}};
+    vector centre[FASTNORM_LANES * sizeof(real) / sizeof(vector)], slope[FASTNORM_LANES * sizeof(real) / sizeof(vector)], offset[FASTNORM_LANES * sizeof(real) / sizeof(vector)];
+    ptrdiff_t start, stop, i, k;
+    memcpy(centre, high, sizeof centre), memcpy(slope, scale, sizeof slope), memcpy(offset, shift, sizeof offset);
+    for (start = 0; start < n; start += FASTNORM_TAIL) {
+        vector s[FASTNORM_LANES * sizeof(real) / sizeof(vector)] = {{0}}, q[FASTNORM_LANES * sizeof(real) / sizeof(vector)] = {{0}};
+        EACH_SHORT(i, start, stop, n)
+        EACH(k, VECTORS) {
+            vector h = ((const vector *)(dy + i * FASTNORM_LANES))[k];
+            vector v = ((const vector *)(x + i * FASTNORM_LANES))[k];
+            v = centred ? (v - centre[k]) * slope[k] + offset[k] : v * slope[k];
+            if (gamma) h *= gamma[i];
+            s[k] += h, q[k] += h * v;
+        }
+        EACH(k, VECTORS) a[k] += s[k], b[k] += q[k];
+    }
+    memcpy(sums, a, sizeof a), memcpy(products, b, sizeof b);
+}
+
+#undef EACH_SHORT
+/* One vector, of any width, of a few rows, which have FASTNORM_ROW_NUMBERS numbers each:
+
+       dx = scale·(h - mean_h - x̂·mean_hx)  with  h = dy·gamma, or dy where there is no gamma,
+       dgamma += dy·x̂,  dbeta += dy         and   x̂ = (x - centre)·rstd + shift
+
+   The rows are added one after another, but their sums are loaded and stored once. Not centred: x̂ = x·rstd, mean_h is 0,
+   and there is no dbeta. */
+#define GRADIENTS(type, i)                                                   \
+    do {                                                                     \
+        type a = *(const type *)(dgamma + i), b, g;                          \
+        if (centred) b = *(const type *)(dbeta + i);                         \
+        if (gamma) g = *(const type *)(gamma + i);                           \
+        EACH(k, rows) {                                                      \
+            const real *r = numbers + k * FASTNORM_ROW_NUMBERS;              \
+            const real centre = r[0], rstd = r[1], shift = r[2];             \
+            const real scale = r[3], mean_h = r[4], mean_hx = r[5];          \
+            type h = *(const type *)(dy + k * dy_step + i);                  \
+            type x_hat = *(const type *)(x + k * x_step + i);                \
+            if (centred) x_hat = (x_hat - centre) * rstd + shift;            \
+            else x_hat *= rstd;                                              \
+            a += h * x_hat;                                                  \
+            if (centred) b += h;                                             \
+            if (gamma) h *= g;                                               \
+            if (centred) h -= mean_h;                                        \
+            *(type *)(dx + k * dx_step + i) = (h - x_hat * mean_hx) * scale; \
+        }                                                                    \
+        *(type *)(dgamma + i) = a;                                           \
+        if (centred) *(type *)(dbeta + i) = b;                               \
+    } while (0)
+
+FASTNORM_INLINE void FASTNORM_NAME(gradients_of)(
+    const ptrdiff_t rows, const int centred, const real *dy, ptrdiff_t dy_step, const real *x, ptrdiff_t x_step,
+    const real *gamma, real *dx, ptrdiff_t dx_step, real *dgamma, real *dbeta, ptrdiff_t n, const real *numbers)
+{
+    ptrdiff_t i = 0, k;
+    for (; i + WIDTH <= n; i += WIDTH) GRADIENTS(vector, i);
+    for (; WIDTH > 1 && i + WIDTH / 2 <= n; i += WIDTH / 2) GRADIENTS(half, i);
+    for (; i < n; ++i) GRADIENTS(real, i);
+}
+
+#undef GRADIENTS
+
+/* Of 1, 2 or 4 rows; one loop for each kind. From a row to the next it is dy_step, x_step, dx_step elements. */
+FASTNORM_INLINE void FASTNORM_NAME(row_gradients)(
+    ptrdiff_t rows, int centred, const real *dy, ptrdiff_t dy_step, const real *x, ptrdiff_t x_step,
+    const real *gamma, real *dx, ptrdiff_t dx_step, real *dgamma, real *dbeta, ptrdiff_t n,
+    const real *numbers)
+{
+#define KIND(rows, centred, gamma) \
+    FASTNORM_NAME(gradients_of)(rows, centred, dy, dy_step, x, x_step, gamma, dx, dx_step, dgamma, dbeta, n, numbers)
+#define KINDS(rows)                                 \
+    do {                                            \
+        if (centred && gamma) KIND(rows, 1, gamma); \
+        else if (centred) KIND(rows, 1, NULL);      \
+        else if (gamma) KIND(rows, 0, gamma);       \
+        else KIND(rows, 0, NULL);                   \
+    } while (0)
+    if (rows == 4) KINDS(4);
+    else if (rows == 2) KINDS(2);
+    else KINDS(1);
+#undef KINDS
+#undef KIND
+}
+
 #undef EACH
 #undef QUADS
 #undef EIGHTS
@@ -255,4 +386,5 @@ FASTNORM_INLINE real FASTNORM_NAME(guess_centre)(const real *x, ptrdiff_t n)
 #undef lanes
 #undef quad
 #undef eight
+#undef half
 #undef vector
