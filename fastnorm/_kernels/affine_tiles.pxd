@@ -37,7 +37,7 @@ cdef enum:
     MAX_TILE_COLUMNS = 1024     # a panel of C has so many
     TILES_OF_WORK = 300         # tiles for 10^12 floating-point operations; as its root for others
     SMALL_WORK = 2000000        # of a product: from here on, two tiles are worth a second packing
-    TILE_BYTES = 262144         # or bytes of all three matrices, where these take longer
+    TILE_BYTES = 2097152        # or bytes of all three matrices, where these take longer
     PANEL = 65536               # elements of a chunk of A, so that its panel stays in L2,
     MIN_DEPTH = 256             # and of its rows: below, C is read and written too often
     FLUSH = 32                  # chunks added in float before they go into double

@@ -102,8 +102,8 @@ cdef inline void row_gradients(
     Py_ssize_t x_step, const real* gamma, real* dx, Py_ssize_t dx_step, real* dgamma, real* dbeta,
     Py_ssize_t n, const real* numbers,
 ) noexcept nogil:
-    """dx = scale·(h - Σh/N - x̂·Σ(h·x̂)/N);  dgamma += dy·x̂;  dbeta += dy, for 1, 2 or 4 rows. Where
-    dgamma is NULL, nothing is."""
+    """dx = scale·(h - Σh/N - x̂·Σ(h·x̂)/N);  dgamma += dy·x̂;  dbeta += dy, for 1, 2 or 4 rows.
+    Weight norm, without gamma and one row at a time, has no dgamma."""
     cdef Py_ssize_t i
     if dgamma == NULL:
         for i in range(n):
