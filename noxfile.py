@@ -1,0 +1,145 @@
+# /// script
+# dependencies = ["nox"]
+# ///
+"""One command per chore: `nox -s tests`, `nox -s tests -- -k layer_norm`; `nox -l` lists them.
+
+Each session has a virtual environment, which the next run uses again, and a wheel of the checkout,
+of which only what changed is built. `.ci/run` runs the sessions too, with the wheel that it has
+built (`FASTNORM_WHEEL`).
+"""
+
+import os
+import re
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_venv = "yes"
+
+ROOT = Path(__file__).parent
+STUDIES = (
+    *("agreement", "backward_pass", "fashion_mnist", "cnn", "cnn_mistakes", "initial_scale"),
+    *("batch_size", "weight_norm", "training_speed"),
+)
+GIVEN = os.environ.get("FASTNORM_WHEEL")
+
+
+def wheels_folder(session):
+    return session.cache_dir / "wheels"
+
+
+def install(session, *extras, also=()):
+    """The wheel with the extras, and what else the session needs."""
+    wheel = GIVEN or next(wheels_folder(session).glob("*.whl"))
+    session.install(f"{wheel}[{','.join(extras)}]", *also)
+    # A wheel of the same version is taken for the same wheel.
+    session.install("--force-reinstall", "--no-deps", str(wheel))
+
+
+def pinned(tool):
+    """A linter with the version that the hooks have."""
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    return re.search(rf"^ *- ({tool}==\S+)", hooks, re.MULTILINE)[1]
+
+
+@nox.session
+def lint(session):
+    """All linters; posargs: the hooks to run, `ruff`."""
+    session.install("pre-commit")
+    command = ["pre-commit", "run", "--all-files", "--show-diff-on-failure"]
+    for hook in session.posargs or [""]:
+        session.run(*command, *([hook] if hook else []))
+
+
+@nox.session(default=False)
+def build(session):
+    """The wheel that the other sessions install."""
+    if GIVEN:
+        session.skip("the wheel is given")
+    requirements = session.run("python", ".ci/requirements", silent=True).split()
+    session.install("meson", "ninja", *requirements)
+    folder = wheels_folder(session)
+    for old in folder.glob("*.whl"):
+        old.unlink()
+    session.run(
+        *("pip", "wheel", ".", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(folder)),
+        *("-C", f"build-dir={session.cache_dir / 'build'}"),
+    )
+
+
+@nox.session(requires=["build"])
+def tests(session):
+    """The suite; posargs go to pytest."""
+    install(session, "test", "plot")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(requires=["build"], default=False)
+def types(session):
+    """The stubs, beside what is installed."""
+    install(session, "test", also=[pinned("mypy")])
+    session.chdir(session.create_tmp())  # not the folder of the checkout, which has no modules
+    session.run(
+        *("stubtest", "--mypy-config-file", str(ROOT / "pyproject.toml")),
+        *("--allowlist", str(ROOT / ".ci/stubtest.txt"), "fastnorm"),
+    )
+
+
+@nox.session(requires=["build"], default=False)
+def docs(session):
+    """The site; posargs: the folder for it (default: build/html)."""
+    install(session, "docs")
+    folder = session.posargs[0] if session.posargs else "build/html"
+    session.run("sphinx-build", "-q", "-W", "--keep-going", "-b", "html", "docs", folder)
+
+
+@nox.session(requires=["build"], default=False)
+def isas(session):
+    """The numerics on the instruction sets that are not chosen here; posargs go to pytest."""
+    install(session, "test")
+    code = """
+import os; os.chdir('/')
+import fastnorm as fn
+config = fn.show_config('dicts')
+print(*(isa for isa in config['isas'] if isa != config['isa']))"""
+    for isa in session.run("python", "-c", code, silent=True).split():
+        tests = [f"tests/test_{name}.py" for name in ("operations", "numerics", "bits")]
+        session.run("pytest", "-q", *tests, *session.posargs, env={"FASTNORM_ISA": isa})
+
+
+@nox.session(requires=["build"], default=False)
+def company(session):
+    """Each test in four threads at once, and fastnorm beside other libraries."""
+    install(session, "test", "company")
+    session.run("pytest", "-q", "--parallel-threads=4", "tests/test_operations.py", "-k", "float32")
+    tests = [f"tests/test_{name}.py" for name in ("company", "threadpoolctl", "processes")]
+    session.run("pytest", "-q", *tests)
+
+
+@nox.session(requires=["build"], default=False)
+def bench(session):
+    """The benchmarks; posargs go to pytest (default: all that is timed)."""
+    install(session, "test")
+    session.run("pytest", "bench", *(session.posargs or ["--benchmark-only"]))
+
+
+@nox.session(requires=["build"], default=False)
+def studies(session):
+    """The studies, briefly, on the embedded part of the data; posargs go to each."""
+    install(session, "plot")
+    for study in STUDIES:
+        result = session.cache_dir / f"{study}.json"
+        script = f"bench/studies/{study}.py"
+        session.run("python", script, "--quick", "--json", str(result), *session.posargs)
+
+
+@nox.session(venv_backend="none", default=False)
+def sanitizers(session):
+    """The suite on modules with a sanitizer; posargs go to .ci/sanitize (default: address)."""
+    session.run(".ci/sanitize", *(session.posargs or ["address", "-q", "-x"]), external=True)
+
+
+if __name__ == "__main__":
+    nox.main()
