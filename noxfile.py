@@ -125,6 +125,12 @@ def bench(session):
     session.run("pytest", "bench", *(session.posargs or ["--benchmark-only"]))
 
 
+@nox.session(default=False)
+def compare(session):
+    """The speed of two commits; posargs go to bench/compare.py: `main HEAD -k layer_norm`."""
+    session.run("python", "bench/compare.py", *session.posargs)
+
+
 @nox.session(requires=["build"], default=False)
 def studies(session):
     """The studies, briefly, on the embedded part of the data; posargs go to each."""
