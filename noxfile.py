@@ -26,6 +26,12 @@ STUDIES = (
 GIVEN = os.environ.get("FASTNORM_WHEEL")
 
 
+def requirements(session, *extras):
+    """What a build and these extras require, and what an installation without isolation does."""
+    named = session.run("python", ".ci/requirements", *extras, silent=True).split("\n")
+    return ["meson", "ninja", *filter(None, named)]
+
+
 def wheels_folder(session):
     return session.cache_dir / "wheels"
 
@@ -58,8 +64,7 @@ def build(session):
     """The wheel that the other sessions install."""
     if GIVEN:
         session.skip("the wheel is given")
-    requirements = session.run("python", ".ci/requirements", silent=True).split()
-    session.install("meson", "ninja", *requirements)
+    session.install(*requirements(session))
     folder = wheels_folder(session)
     for old in folder.glob("*.whl"):
         old.unlink()
@@ -74,6 +79,24 @@ def tests(session):
     """The suite; posargs go to pytest."""
     install(session, "test", "plot")
     session.run("pytest", *session.posargs)
+
+
+@nox.session(default=False)
+def editable(session):
+    """An editable install: used from the checkout, it builds what changed when it is imported."""
+    session.install(*requirements(session, "test"))
+    # The baseline's kernels are enough to see whether it works.
+    session.install(
+        *("--no-build-isolation", "--editable", "."),
+        *("-C", f"build-dir={session.cache_dir / 'editable'}", "-C", "setup-args=-Disas="),
+    )
+    (ROOT / "fastnorm" / "_cpu.pyx").touch()
+    verbose = {"MESONPY_EDITABLE_VERBOSE": "1"}
+    built = session.run("python", "-m", "fastnorm", "info", env=verbose, silent=True)
+    if "_cpu" not in built or "layer_norm" in built or "isa " not in built:
+        session.error(f"not what changed, and that alone, was built: {built}")
+    tests = [f"tests/test_{name}.py" for name in ("newcomer", "golden", "cli")]
+    session.run("python", "-m", "pytest", "-q", *tests, *session.posargs)
 
 
 @nox.session(requires=["build"], default=False)
