@@ -111,6 +111,35 @@ def types(session):
 
 
 @nox.session(requires=["build"], default=False)
+def coverage(session):
+    """The lines of Python that the suite runs, 95 % of them at least; posargs go to pytest."""
+    install(session, "test", "plot", also=["coverage>=7.10"])
+    session.run("coverage", "erase")
+    # Not `-m pytest`, which would import the folder of the checkout.
+    session.run("coverage", "run", f"{session.bin}/pytest", "-q", *session.posargs)
+    session.run("coverage", "combine", "--quiet")
+    session.run("coverage", "report")
+
+
+@nox.session(default=False)
+def kernel_coverage(session):
+    """The lines of Cython and C++ that the suite runs; posargs go to pytest."""
+    session.install(*requirements(session, "test"))
+    build = session.cache_dir / "coverage"
+    for counts in build.rglob("*.gcda"):
+        counts.unlink()
+    session.install(
+        *(".", "--no-deps", "--force-reinstall", "--no-build-isolation"),
+        *("-C", f"build-dir={build}"),
+        *("-C", "setup-args=-Dcoverage=true", "-C", "setup-args=-Disas="),
+    )
+    # Two threads that count in the same place are no faster than one.
+    fast = "tests/test_threads.py::test_serial_kernels_run_side_by_side"
+    session.run("pytest", "-q", "--deselect", fast, *session.posargs)
+    session.run("python", ".ci/kernel_coverage", str(build))
+
+
+@nox.session(requires=["build"], default=False)
 def docs(session):
     """The site; posargs: the folder for it (default: build/html)."""
     install(session, "docs")
