@@ -3,11 +3,19 @@
 try:
     from . import _cpu  # noqa: F401
 except ImportError as _error:
+    from pathlib import Path as _Path
+
+    _folder = _Path(__file__).parent
+    if (_folder / "meson.build").exists():
+        raise ImportError(
+            "this is fastnorm's source folder, without compiled modules: install with "
+            "`pip install .`, then start Python in another folder, or use the command `fastnorm` "
+            "and plain `pytest`"
+        ) from None
     raise ImportError(
-        "fastnorm's compiled modules are missing. If this is the source folder, start Python in "
-        "another one and install with `pip install .`; the command `fastnorm` and plain `pytest` "
-        f"work here too. ({_error})"
-    ) from _error
+        f"fastnorm in {_folder} is not made for this Python, or damaged: install it again "
+        f"({_error})"
+    ) from None
 
 from typing import TYPE_CHECKING
 

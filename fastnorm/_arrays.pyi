@@ -10,10 +10,30 @@ _Cache = TypeVar("_Cache")
 
 def working_dtype(a: Array) -> np.dtype[Any]: ...
 def array(function: str, name: str, value: object) -> Array: ...
-def shaped(function: str, name: str, value: object, shape: tuple[int, ...]) -> Array: ...
-def parameter(function: str, name: str, value: object, shape: tuple[int, ...]) -> Array | None: ...
+def found_at(a: Array, shape: tuple[int, ...], name: str = "x", first: int = 0) -> str: ...
+def shaped(
+    function: str,
+    name: str,
+    value: object,
+    shape: tuple[int, ...],
+    x: Array | None = None,
+    first: int = 0,
+) -> Array: ...
+def parameter(
+    function: str,
+    name: str,
+    value: object,
+    shape: tuple[int, ...],
+    x: Array | None = None,
+    first: int = 0,
+) -> Array | None: ...
 def running(
-    function: str, name: str, value: object, shape: tuple[int, ...], written: bool
+    function: str,
+    name: str,
+    value: object,
+    shape: tuple[int, ...],
+    written: bool,
+    x: Array | None = None,
 ) -> Array | None: ...
 def output(
     function: str,

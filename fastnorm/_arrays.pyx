@@ -8,6 +8,8 @@ Compiled, because a small call spends more time here than in its kernel: what is
 is read from its struct (``PyArray_...``), which takes a tenth of the time of a Python attribute.
 """
 
+from itertools import combinations
+
 import numpy as np
 
 cimport numpy as cnp
@@ -84,30 +86,57 @@ cpdef cnp.ndarray array(function, name, value):
                 f"got {type(value).__name__}: {error}"
             ) from error
     if not has_known_dtype(a):
-        raise TypeError(f"{function}: {name} must be an array of {_DTYPE_NAMES}, got {a.dtype}")
+        # What np.save leaves of ml_dtypes' type.
+        hint = "; if it was bfloat16: .view(ml_dtypes.bfloat16)" if a.dtype == "V2" else ""
+        raise TypeError(
+            f"{function}: {name} must be an array of {_DTYPE_NAMES}, got {a.dtype}{hint}"
+        )
     return a
 
 
-cpdef cnp.ndarray shaped(function, name, value, tuple shape):
-    """An array of exactly this shape."""
+cpdef str found_at(cnp.ndarray a, tuple shape, name="x", Py_ssize_t first=0):
+    """The end of a message: which axes of `a`, from the first on, have a shape that others should
+    have had. Nothing for none, or for so many that one would guess."""
+    cdef Py_ssize_t ndim = cnp.PyArray_NDIM(a)
+    if not shape or ndim > 8:
+        return ""
+    found = [axes for axes in combinations(range(first, ndim), len(shape))
+             if lengths(a, axes) == shape]
+    if not 1 <= len(found) <= 2:
+        return ""
+    places = [f"axis={axes[0] if len(axes) == 1 else axes}" for axes in found]
+    return f", which {name} has at {' and at '.join(places)}"
+
+
+cpdef cnp.ndarray shaped(
+    function, name, value, tuple shape, cnp.ndarray x=None, Py_ssize_t first=0
+):
+    """An array of exactly this shape. An error says at which axes, from the first on, x has the
+    shape that came: `axis` may be what is wrong."""
     cdef cnp.ndarray a = array(function, name, value)
     if not has_shape(a, shape):
-        raise ValueError(f"{function}: {name} must have shape {shape}, got {(<object> a).shape}")
+        got = (<object> a).shape
+        hint = "" if x is None else found_at(x, got, "x", first)
+        raise ValueError(f"{function}: {name} must have shape {shape}, got {got}{hint}")
     return a
 
 
-cpdef cnp.ndarray parameter(function, name, value, tuple shape):
+cpdef cnp.ndarray parameter(
+    function, name, value, tuple shape, cnp.ndarray x=None, Py_ssize_t first=0
+):
     """An optional parameter, in its own dtype."""
-    return None if value is None else shaped(function, name, value, shape)
+    return None if value is None else shaped(function, name, value, shape, x, first)
 
 
-cpdef cnp.ndarray running(function, name, value, tuple shape, bint written):
+cpdef cnp.ndarray running(
+    function, name, value, tuple shape, bint written, cnp.ndarray x=None
+):
     """A running statistic, float32 or float64, which training updates in place."""
     if value is None:
         return None
     if not isinstance(value, np.ndarray):
         raise TypeError(f"{function}: {name} must be an ndarray, got {type(value).__name__}")
-    cdef cnp.ndarray a = shaped(function, name, value, shape)
+    cdef cnp.ndarray a = shaped(function, name, value, shape, x)
     if cnp.PyArray_ITEMSIZE(a) == 2:  # where (1 - decay) * batch would be lost in the rounding
         raise TypeError(f"{function}: {name} must be an array of float32 or float64, got {a.dtype}")
     if written and not cnp.PyArray_ISWRITEABLE(a):

@@ -4,7 +4,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from math import prod
 from time import perf_counter
@@ -22,10 +22,11 @@ Errors are in units of the tolerance that the registry names: up to 1 is right.
 """
 
 BENCH_HEADER = """\
-{threads}, {isa}, float32. Times: the least of repeated calls as a user writes
-them, with warm caches and a fresh result array each time (no out=). "reference" is plain NumPy,
-fastnorm.reference. GB/s count every array once, read or written. "error" is the largest
-difference from float64, relative to the largest value of the result that it is in.
+fastnorm {version} ({isa}, {threads}), NumPy {numpy}, float32. Times: the least of repeated calls,
+in turn, as a user writes them, with warm caches and a fresh result array each time (no out=).
+"reference" is plain NumPy, fastnorm.reference. GB/s count every array once, read or written.
+"error" is the largest difference from float64, relative to the largest value of the result that it
+is in.
 """
 
 
@@ -105,6 +106,8 @@ def check(arguments: argparse.Namespace) -> int:
     threads = max(fn.get_num_threads(), 2)
     progress = Progress()
     say(CHECK_HEADER.format(threads=threads))
+    if "bfloat16" not in map(str, DTYPES):
+        say("bfloat16 is left out: `pip install ml_dtypes` brings it to NumPy.\n")
     count = 0
     failed: list[str] = []
     for operation in OPERATIONS:
@@ -143,6 +146,19 @@ def least_time(call: Callable[[], object], seconds: float) -> float:
     return least
 
 
+def least_times(calls: Sequence[Callable[[], object]], seconds: float) -> list[float]:
+    """The least time of each call, in seconds. They take turns: what disturbs the machine for a
+    while must not meet one of them alone."""
+    rounds = 4
+    times = [[least_time(call, seconds / rounds) for call in calls] for _ in range(rounds)]
+    return [min(of_call) for of_call in zip(*times, strict=True)]
+
+
+def figures(value: float) -> str:
+    """Three of them, or all that are before the point."""
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
+
+
 def relative_error(results: Arrays, exact: Arrays) -> float:
     """The largest difference of a result from the exact one, relative to its largest value."""
     return max(
@@ -156,10 +172,8 @@ def bench_pass(
     operation: Operation, pass_: str, case: Case, arrays: Arrays, seconds: float
 ) -> dict[str, Any]:
     """What is printed of one pass."""
-    slow, fast = (
-        least_time(operation.bind(module, pass_, case, arrays), seconds)
-        for module in (reference, fn)
-    )
+    calls = [operation.bind(module, pass_, case, arrays) for module in (reference, fn)]
+    slow, fast = least_times(calls, seconds)
     exact = operation.run(reference, pass_, case, operation.widened(arrays, np.float32))
     return {
         "operation": operation.name,
@@ -177,9 +191,9 @@ def bench(arguments: argparse.Namespace) -> int:
     """Time every operation beside the reference."""
     config = fn.show_config(mode="dicts")
     threads = arguments.threads or fn.get_num_threads()
-    say(BENCH_HEADER.format(threads=plural(threads, "thread"), isa=config["isa"]))
+    say(BENCH_HEADER.format_map(config | {"threads": plural(threads, "thread")}))
     say(
-        f"{'operation':<14} {'pass':<10} {'shape':<28} {'reference ms':>12} {'fastnorm ms':>12} "
+        f"{'operation':<14} {'pass':<10} {'shape':<28} {'reference µs':>12} {'fastnorm µs':>12} "
         f"{'speed-up':>9} {'GB/s':>7} {'error':>8}"
     )
     progress, rows = Progress(), []
@@ -199,9 +213,13 @@ def bench(arguments: argparse.Namespace) -> int:
                     rows.append(row)
                     say(
                         f"{row['operation']:<14} {row['pass']:<10} {row['shape']:<28} "
-                        f"{row['reference_ms']:>12.3f} {row['fastnorm_ms']:>12.3f} "
+                        f"{figures(row['reference_ms'] * 1e3):>12} "
+                        f"{figures(row['fastnorm_ms'] * 1e3):>12} "
                         f"{row['speedup']:>8.1f}x {row['gb_per_s']:>7.1f} {row['error']:>8.1e}"
                     )
+    logarithms = [math.log(row["speedup"]) for row in rows]
+    mean = math.exp(math.fsum(logarithms) / len(rows))
+    say(f"\n{mean:.1f} times as fast as the reference (geometric mean of {len(rows)} passes).")
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as file:
             json.dump(

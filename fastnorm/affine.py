@@ -114,8 +114,11 @@ def _checked(
     if x.ndim == 0:
         raise ValueError(f"{function}: {prefix}x must have at least 1 dimension, got shape ()")
     if weight.ndim != 2 or weight.shape[0] != x.shape[-1]:
+        fits = weight.ndim == 2 and weight.shape[1] == x.shape[-1]
+        hint = "; its transpose, weight.T, would do" if fits else ""
         raise ValueError(
-            f"{function}: {prefix}weight must have shape ({x.shape[-1]}, out), got {weight.shape}"
+            f"{function}: {prefix}weight must have shape ({x.shape[-1]}, out), "
+            f"got {weight.shape}{hint}"
         )
     if max(weight.shape) > 2**31 - 1:
         raise ValueError(

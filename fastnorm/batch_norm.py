@@ -98,10 +98,10 @@ def batch_norm(
     function = "batch_norm"
     x, axis = _input(function, x, axis)
     shape = (x.shape[axis],)
-    mean = _arrays.shaped(function, "mean", mean, shape)
-    var = _arrays.shaped(function, "var", var, shape)
-    gamma = _arrays.parameter(function, "gamma", gamma, shape)
-    beta = _arrays.parameter(function, "beta", beta, shape)
+    mean = _arrays.shaped(function, "mean", mean, shape, x)
+    var = _arrays.shaped(function, "var", var, shape, x)
+    gamma = _arrays.parameter(function, "gamma", gamma, shape, x)
+    beta = _arrays.parameter(function, "beta", beta, shape, x)
     eps = _arrays.epsilon(function, eps)
     y = _arrays.output(
         function, out, x.shape, x.dtype,
@@ -230,11 +230,11 @@ def batch_norm_forward(
     function = "batch_norm_forward"
     x, axis = _input(function, x, axis)
     shape = (x.shape[axis],)
-    gamma = _arrays.parameter(function, "gamma", gamma, shape)
-    beta = _arrays.parameter(function, "beta", beta, shape)
+    gamma = _arrays.parameter(function, "gamma", gamma, shape, x)
+    beta = _arrays.parameter(function, "beta", beta, shape, x)
     training = _arrays.flag(function, "training", training)
-    running_mean = _arrays.running(function, "running_mean", running_mean, shape, training)
-    running_var = _arrays.running(function, "running_var", running_var, shape, training)
+    running_mean = _arrays.running(function, "running_mean", running_mean, shape, training, x)
+    running_var = _arrays.running(function, "running_var", running_var, shape, training, x)
     decay = _decay(function, decay)
     eps = _arrays.epsilon(function, eps)
     n, c, s = _arrays.channel_view(x, axis)

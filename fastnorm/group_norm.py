@@ -66,8 +66,8 @@ def _normalise(
     """y and the cache's fields; num_groups None makes every channel a group."""
     shape = (x.shape[axis],)
     num_groups = shape[0] if num_groups is None else _arrays.groups(function, num_groups, shape[0])
-    gamma = _arrays.parameter(function, "gamma", gamma, shape)
-    beta = _arrays.parameter(function, "beta", beta, shape)
+    gamma = _arrays.parameter(function, "gamma", gamma, shape, x, 1)
+    beta = _arrays.parameter(function, "beta", beta, shape, x, 1)
     eps = _arrays.epsilon(function, eps)
     y = _arrays.output(
         function, out, x.shape, x.dtype, ("x", x), ("gamma", gamma), ("beta", beta), may_be=may_be

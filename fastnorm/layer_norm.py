@@ -43,8 +43,8 @@ def _forward(
     x = _arrays.array(function, "x", x)
     axes = _arrays.many_axes(function, axis, x.ndim)
     shape = _arrays.lengths(x, axes)
-    gamma = _arrays.parameter(function, "gamma", gamma, shape)
-    beta = _arrays.parameter(function, "beta", beta, shape)
+    gamma = _arrays.parameter(function, "gamma", gamma, shape, x)
+    beta = _arrays.parameter(function, "beta", beta, shape, x)
     eps = _arrays.epsilon(function, eps)
     y = _arrays.output(
         function, out, x.shape, x.dtype, ("x", x), ("gamma", gamma), ("beta", beta),

@@ -44,7 +44,7 @@ def _forward(
     """y; for training, y and the cache."""
     x = _arrays.array(function, "x", x)
     axes = _arrays.many_axes(function, axis, x.ndim)
-    gamma = _arrays.parameter(function, "gamma", gamma, _arrays.lengths(x, axes))
+    gamma = _arrays.parameter(function, "gamma", gamma, _arrays.lengths(x, axes), x)
     eps = _arrays.epsilon(function, eps)
     y = _arrays.output(
         function, out, x.shape, x.dtype, ("x", x), ("gamma", gamma), may_be=x if inference else None

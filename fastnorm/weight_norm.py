@@ -33,18 +33,19 @@ def _view(v: Array, axis: int | None) -> tuple[int, int, int]:
     return (1, 1, v.size) if axis is None else _arrays.channel_view(v, axis)
 
 
-def _magnitude(
-    function: str, g: ArrayLike, shape: tuple[int, ...], axis: int | None, name: str = "g"
-) -> Array:
+def _magnitude(function: str, g: ArrayLike, v: Array, axis: int | None, prefix: str = "") -> Array:
     """g, checked; its shape may be (C,), or that with ones for the other axes, or () for
     axis=None."""
-    g = _arrays.array(function, name, g)
-    flat = () if axis is None else (shape[axis],)
+    g = _arrays.array(function, f"{prefix}g", g)
+    flat = () if axis is None else (v.shape[axis],)
     if g.shape != flat:
-        kept = tuple(n if i == axis else 1 for i, n in enumerate(shape))
+        kept = tuple(n if i == axis else 1 for i, n in enumerate(v.shape))
         if g.shape != kept:
             expected = f"{flat}" if flat == kept else f"{flat} or {kept}"
-            raise ValueError(f"{function}: {name} must have shape {expected}, got {g.shape}")
+            hint = _arrays.found_at(v, tuple(n for n in g.shape if n != 1), f"{prefix}v")
+            raise ValueError(
+                f"{function}: {prefix}g must have shape {expected}, got {g.shape}{hint}"
+            )
     return g
 
 
@@ -61,7 +62,7 @@ def _run(
     v = _arrays.array(function, "v", v)
     if axis is not None:
         axis = _arrays.one_axis(function, axis, v.ndim)
-    g_given = _magnitude(function, g, v.shape, axis)
+    g_given = _magnitude(function, g, v, axis)
     w = _arrays.output(
         function, out, v.shape, v.dtype, ("v", v), ("g", g_given), may_be=v if inference else None
     )
@@ -197,7 +198,7 @@ def weight_norm_backward(
     v = _arrays.array(function, "cache.v", v)
     if axis is not None:
         axis = _arrays.one_axis(function, axis, v.ndim)
-    g = _magnitude(function, g, v.shape, axis, "cache.g")
+    g = _magnitude(function, g, v, axis, "cache.")
     norm = _arrays.kept(function, "cache.norm", norm, (1,) if axis is None else (v.shape[axis],))
     dy = _arrays.shaped(function, "dy", dy, v.shape)
     dv = _arrays.output(function, out, v.shape, v.dtype, ("dy", dy), ("v", v), ("g", g))

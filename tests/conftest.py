@@ -11,7 +11,16 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import settings
+
+try:
+    import ml_dtypes  # noqa: F401
+    import pytest_benchmark  # noqa: F401
+    import threadpoolctl  # noqa: F401
+    from hypothesis import settings
+except ModuleNotFoundError as error:
+    raise pytest.UsageError(
+        f"{error}; pip install '.[test]' installs what the tests need"
+    ) from None
 
 from fastnorm._registry import DTYPES, LAYOUTS, OPERATIONS, PASSES, every_case
 

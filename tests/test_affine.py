@@ -1,5 +1,6 @@
 """The affine layer's tiles, chunks and panels: what shapes of some size must not show."""
 
+import ctypes
 import tracemalloc
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from checks import ANY_LAYOUT, OUT_LAYOUTS, assert_right, assert_same, over, run_blank
 
 import fastnorm as fn
+from fastnorm import _blas
 from fastnorm._registry import AFFINE, DTYPES, HALF_DTYPES, PASSES, Case
 from fastnorm.layers import Affine
 
@@ -91,3 +93,34 @@ def test_parameter_gradients_of_a_first_layer(outputs, dtype, rng):
         layer.backward(dy, input_gradient=layer is layers[0])
     assert_same(layers[1].grads, layers[0].grads)
     assert layers[0].grads["weight"].dtype == np.float32
+
+
+def test_blas_counts_in_32_bits():
+    """An error, where BLAS would compute with another number of rows."""
+    one = np.ones(1, np.float32)
+    x, weight = np.broadcast_to(one, (1, 2**31)), np.broadcast_to(one, (2**31, 1))
+    with pytest.raises(ValueError, match=r"^affine: weight must have at most 2\*\*31 - 1 rows"):
+        fn.affine(x, weight)
+
+
+def test_another_blas_keeps_its_threads(monkeypatch):
+    """Whose name for their number is not known here."""
+
+    class Library:
+        def __init__(self, name):
+            pass
+
+    monkeypatch.setattr(ctypes, "PyDLL", Library)
+    assert _blas._find() == (None, None, None)
+    monkeypatch.setattr(_blas, "_set", None)
+    assert not _blas.can_be_single_threaded()
+    assert _blas.describe() == "threads not under control: affine leaves threading to BLAS"
+
+
+def test_kernels_that_openblas_could_have_chosen(monkeypatch):
+    """An OpenBLAS that does not know this processor says so in show_config."""
+    monkeypatch.setattr(_blas, "_kernels", lambda: "Haswell")
+    monkeypatch.setattr(_blas._cpu, "has_avx512", lambda: True)
+    assert "set OPENBLAS_CORETYPE=SkylakeX to use AVX-512" in _blas.describe()
+    monkeypatch.setattr(_blas._cpu, "has_avx512", lambda: False)
+    assert "OPENBLAS_CORETYPE" not in _blas.describe()

@@ -1,6 +1,8 @@
 """The console command: what it prints, and that it notices what is wrong."""
 
 import json
+import math
+import os
 import sys
 from dataclasses import replace
 from math import prod
@@ -47,6 +49,14 @@ def test_check(command):
         assert "tolerance" in line
     assert lines[-1].startswith("All ")
     assert done.stderr == ""  # progress is for terminals
+
+
+def test_check_says_what_it_leaves_out(few_cases, monkeypatch, capsys):
+    _cli.main(["check"])
+    assert "left out" not in capsys.readouterr().out
+    monkeypatch.setattr(_cli, "DTYPES", _cli.DTYPES[:3])
+    _cli.main(["check"])
+    assert "bfloat16 is left out: `pip install ml_dtypes`" in capsys.readouterr().out
 
 
 def mutant(wrong):
@@ -166,6 +176,30 @@ def test_bench_times_all_operations(few_cases, capsys):
     for operation in few_cases:
         rows = [line.split() for line in lines if line.startswith(f"{operation.name} ")]
         assert [row[1] for row in rows] == list(PASSES)
+
+
+def test_bench_is_summed_up(few_cases, capsys):
+    _cli.main(["bench", "--quick", "--json", os.devnull])
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in lines if line.startswith(tuple(o.name for o in few_cases))]
+    mean = math.prod(float(row[-3].removesuffix("x")) for row in rows) ** (1 / len(rows))
+    said, _, rest = lines[-1].partition(" ")
+    assert float(said) == pytest.approx(mean, rel=0.1, abs=0.1)  # of rounded numbers
+    assert rest == f"times as fast as the reference (geometric mean of {len(rows)} passes)."
+
+
+@pytest.mark.parametrize(
+    ("value", "printed"),
+    [(0.01234, "0.0123"), (1.899, "1.90"), (20.04, "20.0"), (617.6, "618"), (12345.6, "12346")],
+)
+def test_figures(value, printed):
+    assert _cli.figures(value) == printed
+
+
+def test_times_are_taken_in_turn(monkeypatch):
+    times = iter([3.0, 1.0, 2.0, 9.0, 4.0, 5.0, 6.0, 7.0])
+    monkeypatch.setattr(_cli, "least_time", lambda call, seconds: next(times))
+    assert _cli.least_times([None, None], 1) == [2.0, 1.0]
 
 
 def test_every_operation_has_a_quick_shape():

@@ -341,8 +341,10 @@ def test_backward_may_take_its_own_result():
     np.testing.assert_array_equal(layer.backward(layer.backward(dy)), other.backward(once))
 
 
-def test_parameter_gradients_alone(make):
+@pytest.mark.parametrize("functions", [fn, fn.reference], ids=["fastnorm", "reference"])
+def test_parameter_gradients_alone(make, functions):
     both, alone = make(dtype=np.float64), make(dtype=np.float64)
+    both.functions = alone.functions = functions
     x = normal(0, make.shape, np.float64)
     dy = normal(1, both.forward(x).shape, np.float64)
     both.backward(dy)

@@ -180,6 +180,16 @@ def test_quota(proc, lines, files, quota):
     assert _threads._quota(proc(lines, files)) == quota
 
 
+def test_without_affinity_or_control_groups(monkeypatch, tmp_path):
+    """macOS and Windows have neither: all cores, and no quota."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert _threads._affinity() == 6
+    monkeypatch.setattr(os, "cpu_count", lambda: None)  # not known
+    assert _threads._affinity() == 1
+    assert _threads._quota(tmp_path / "no-proc") == inf
+
+
 def test_default_is_the_least(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("FASTNORM_NUM_THREADS", raising=False)
