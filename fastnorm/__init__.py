@@ -25,6 +25,7 @@ from .group_norm import (
     instance_norm_forward,
 )
 from .layer_norm import layer_norm, layer_norm_backward, layer_norm_forward
+from .moments import Moments
 from .rms_norm import rms_norm, rms_norm_backward, rms_norm_forward
 from .weight_norm import weight_norm, weight_norm_backward, weight_norm_forward
 
@@ -34,6 +35,7 @@ except ImportError:  # threadpoolctl is not installed, or too old to take furthe
     pass
 
 __all__ = [
+    "Moments",
     "affine",
     "affine_backward",
     "affine_forward",

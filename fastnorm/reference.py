@@ -51,6 +51,8 @@ __all__ = [
     "layer_norm",
     "layer_norm_backward",
     "layer_norm_forward",
+    "merge_moments",
+    "moments",
     "rms_norm",
     "rms_norm_backward",
     "rms_norm_forward",
@@ -697,6 +699,43 @@ def batch_norm_backward_staged(
         dx_1 = np.broadcast_to(dmean / n, view.shape)
         dx = dx_1 + dx_2
     return _write(dx.astype(x.dtype, copy=False), out, given, x, gamma), dgamma, dbeta
+
+
+# ---- Moments: statistics of data in pieces -------------------------------------------------------
+
+
+@np.errstate(all="ignore")
+def moments(x: ArrayLike, axis: int = 1) -> tuple[int, Array, Array]:
+    """Count, mean and sum of squared deviations of each channel: `fastnorm.Moments.of`.
+
+    In float64, or longdouble for that. Those of no values are 0.
+    """
+    x = _floating("x", x)
+    view, shape = _batch_view(x, axis)
+    mean, var = _moments(x.astype(np.promote_types(x.dtype, np.float64)), view)
+    return view.num_values, mean.reshape(shape), (var * view.num_values).reshape(shape)
+
+
+@np.errstate(all="ignore")
+def merge_moments(*parts: tuple[int, Array, Array]) -> tuple[int, Array, Array]:
+    """The moments of all parts together, by Chan's formula, one part after another::
+
+        delta = mean_b - mean_a
+        mean  = mean_a + delta * n_b / (n_a + n_b)
+        m2    = m2_a + m2_b + delta^2 * n_a * n_b / (n_a + n_b)
+
+    References
+    ----------
+    Chan, Golub and LeVeque, The American Statistician 37, 1983.
+    """
+    count, mean, m2 = parts[0]
+    for more, other_mean, other_m2 in parts[1:]:
+        total = max(count + more, 1)
+        delta = other_mean - mean
+        mean = mean + delta * (more / total)
+        m2 = m2 + other_m2 + delta**2 * (count * more / total)
+        count += more
+    return count, mean, m2
 
 
 # ---- Weight normalisation ------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from fastnorm._kernels.channels_task cimport set_operands, use_operands
 from fastnorm._kernels.engine cimport run_channels
 from fastnorm._kernels.moments cimport is_usable, reciprocal_std
 from fastnorm._kernels.operands cimport working_dtype
+from fastnorm._kernels.pooled cimport merge_rows, pool
 from fastnorm._kernels.vectors cimport Vector, load, store, vector_of
 
 cnp.import_array()
@@ -221,6 +222,32 @@ def forward(
     norm.running_mean, norm.running_var = vector_of(running_mean), vector_of(running_var)
     norm.decay, norm.correction = decay, correction
     run_batch_norm(&norm, "batch_norm_forward", num_threads)
+
+
+def moments(
+    cnp.ndarray x,              # IN (N, C, S), not empty
+    Py_ssize_t n,
+    Py_ssize_t c,
+    Py_ssize_t s,
+    cnp.ndarray state,          # OUT (1 + 3·C,) float64: see pooled.pxd
+    int num_threads,
+):
+    """Count, mean and M2 of each channel, to the digits of a double whatever x is."""
+    if not pool(x, n, c, s, <double*> cnp.PyArray_DATA(state), num_threads):
+        raise MemoryError("Moments.of: no memory for the statistics")
+
+
+def merge_moments(
+    cnp.ndarray parts,          # IN (P, 1 + 3·C) float64, rows contiguous
+    cnp.ndarray state,          # OUT (1 + 3·C,) float64
+):
+    """Those of all parts together, in their order."""
+    cdef Py_ssize_t c = (cnp.PyArray_DIM(state, 0) - 1) // 3
+    merge_rows(
+        <const double*> cnp.PyArray_DATA(parts), cnp.PyArray_DIM(parts, 0),
+        cnp.PyArray_STRIDE(parts, 0) // <Py_ssize_t> sizeof(double), c,
+        <double*> cnp.PyArray_DATA(state),
+    )
 
 
 def infer(
