@@ -18,10 +18,10 @@ else:
 
 
 def _channels(state: Array) -> int:
-    return (state.shape[-1] - 1) // 3
+    return (state.size - 1) // 3
 
 
-def _merged(rows: Array) -> Array:
+def merged(rows: Array) -> Array:
     """The state that several states, one a row, have together."""
     state = np.empty(rows.shape[1])
     _kernel.merge_moments(rows, state)
@@ -145,14 +145,14 @@ class Moments:
         """
         state = _state_of("Moments.update", x, axis)
         self._check("Moments.update", "x", _channels(state))
-        self._state = _merged(np.stack((self._state, state)))
+        self._state = merged(np.stack((self._state, state)))
         return self
 
     def __add__(self, other: Moments) -> Moments:
         if not isinstance(other, Moments):
             return NotImplemented
         self._check("Moments", "the second summand", other.channels)
-        return self._with(_merged(np.stack((self._state, other._state))))
+        return self._with(merged(np.stack((self._state, other._state))))
 
     @classmethod
     def merge(cls, parts: Iterable[Moments]) -> Moments:
@@ -192,7 +192,7 @@ class Moments:
                     f"Moments.merge: parts must hold Moments, got {type(part).__name__}"
                 )
             parts[0]._check("Moments.merge", f"part {i}", part.channels)
-        return cls._with(_merged(np.stack([part._state for part in parts])))
+        return cls._with(merged(np.stack([part._state for part in parts])))
 
     def _check(self, function: str, name: str, channels: int) -> None:
         if channels != self.channels:
@@ -300,7 +300,11 @@ def _state_of(function: str, x: ArrayLike, axis: int) -> Array:
     x = _arrays.array(function, "x", x)
     if x.ndim < 2:
         raise ValueError(f"{function}: x must have at least 2 dimensions, got shape {x.shape}")
-    n, c, s = _arrays.channel_view(x, _arrays.one_axis(function, axis, x.ndim))
+    return state_of_view(x, *_arrays.channel_view(x, _arrays.one_axis(function, axis, x.ndim)))
+
+
+def state_of_view(x: Array, n: int, c: int, s: int) -> Array:
+    """Of the channels of an (n, c, s) view."""
     state = np.zeros(1 + 3 * c)
     state[0] = n * s
     if x.size:

@@ -123,6 +123,20 @@ cdef inline bint pool(
     return done
 
 
+# Rows of several members
+
+
+cdef inline void add_up_rows(
+    const double* rows, Py_ssize_t parts, Py_ssize_t stride, Py_ssize_t n, double* sums
+) noexcept nogil:
+    cdef Py_ssize_t part, i
+    for i in range(n):
+        sums[i] = 0
+    for part in range(parts):
+        for i in range(n):
+            sums[i] += rows[part * stride + i]
+
+
 # Chan's formula
 
 
