@@ -6,7 +6,7 @@ numbers. Every member gets all of them, in one order, and computes the same from
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -32,13 +32,17 @@ def exchange(function: str, group: Group, terms: dict[str, float], numbers: Arra
     """The numbers of all members, one member a row."""
     message = np.concatenate((list(terms.values()), numbers))
     rows = _gathered(function, group, message)
-    for i, name in enumerate(terms):
-        if (rows[:, i] != message[i]).any():
-            told = sorted({_shown(name, value) for value in rows[:, i]})
-            raise ValueError(
-                f"{function}: all members of group must have the same {name}, got {', '.join(told)}"
-            )
+    if (rows[:, : len(terms)] != message[: len(terms)]).any():
+        _disagree(function, terms, rows)
     return rows[:, len(terms) :]
+
+
+def _disagree(function: str, terms: dict[str, float], rows: Array) -> NoReturn:
+    i, name = next((i, name) for i, name in enumerate(terms) if (rows[:, i] != rows[0, i]).any())
+    told = sorted({_shown(name, value) for value in rows[:, i]})
+    raise ValueError(
+        f"{function}: all members of group must have the same {name}, got {', '.join(told)}"
+    )
 
 
 def _gathered(function: str, group: Group, message: Array) -> Array:
