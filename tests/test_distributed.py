@@ -1,6 +1,7 @@
 """The adapters of `fastnorm.distributed`, in processes that mpiexec and PyTorch bring together."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -142,6 +143,52 @@ def test_torch_without_a_member(what, tmp_path):
     """gloo's own error in the others."""
     found = with_torch(3, what, tmp_path)
     assert_all_say((0, 2), "Error", *found)
+
+
+# ---- the pages -----------------------------------------------------------------------------------
+
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def run_program(page, name, command, folder):
+    """Run the block of a page that begins with this name, in a file of it, by this command."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    begin = text.index(f"```python\n# {name}: ") + len("```python\n")
+    (folder / name).write_text(text[begin : text.index("```", begin)], encoding="utf-8")
+    _, codes, errors = communicate([start([*command, name], folder, HOME=str(folder))], folder)
+    assert codes == [0], errors
+
+
+@needs_mpi
+@pytest.mark.parametrize(
+    ("page", "name"), [("howto/distributed.md", "program.py"), ("scale.md", "program_tree.py")]
+)
+def test_programs_for_mpi(page, name, tmp_path):
+    run_program(page, name, [MPIEXEC, "-n", "3", sys.executable, "-m", "mpi4py"], tmp_path)
+
+
+@needs_torch
+def test_the_program_for_torch(tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*launcher, "--nproc-per-node", "2"]
+    run_program("howto/distributed.md", "program_torch.py", command, tmp_path)
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="no Ray")
+def test_the_program_for_ray(tmp_path):
+    run_program("howto/distributed.md", "program_ray.py", [sys.executable], tmp_path)
+
+
+def test_all_programs_are_run():
+    """Those that test_docs.py leaves out are those above."""
+    found = [
+        name
+        for page in DOCS.rglob("*.md")
+        for name in re.findall(r"^```python\n# (\w+\.py): ", page.read_text("utf-8"), re.MULTILINE)
+    ]
+    expected = {"program.py", "program_torch.py", "program_ray.py", "program_tree.py"}
+    assert sorted(found) == sorted(expected)
 
 
 # ---- without an engine ---------------------------------------------------------------------------
