@@ -21,7 +21,7 @@ nox.options.reuse_venv = "yes"
 ROOT = Path(__file__).parent
 STUDIES = (
     *("agreement", "backward_pass", "fashion_mnist", "cnn", "cnn_mistakes", "initial_scale"),
-    *("batch_size", "weight_norm", "training_speed"),
+    *("batch_size", "weight_norm", "training_speed", "data_parallel", "merging"),
 )
 GIVEN = os.environ.get("FASTNORM_WHEEL")
 
@@ -163,10 +163,10 @@ print(*(isa for isa in config['isas'] if isa != config['isa']))"""
 
 @nox.session(requires=["build"], default=False)
 def company(session):
-    """Each test in four threads at once, and fastnorm beside other libraries."""
+    """Each test in four threads at once, fastnorm beside other libraries and over processes."""
     install(session, "test", "company")
     session.run("pytest", "-q", "--parallel-threads=4", "tests/test_operations.py", "-k", "float32")
-    tests = [f"tests/test_{name}.py" for name in ("company", "threadpoolctl", "processes")]
+    tests = [f"tests/test_{name}.py" for name in ("company", "threadpoolctl", "processes", "distributed")]
     session.run("pytest", "-q", *tests)
 
 
@@ -186,7 +186,7 @@ def compare(session):
 @nox.session(requires=["build"], default=False)
 def studies(session):
     """The studies, briefly, on the embedded part of the data; posargs go to each."""
-    install(session, "plot")
+    install(session, "plot", "mpi", also=["mpich>=4"])
     for study in STUDIES:
         result = session.cache_dir / f"{study}.json"
         script = f"bench/studies/{study}.py"

@@ -33,6 +33,7 @@ from .group_norm import (
     instance_norm_forward,
 )
 from .layer_norm import layer_norm, layer_norm_backward, layer_norm_forward
+from .moments import Moments
 from .rms_norm import rms_norm, rms_norm_backward, rms_norm_forward
 from .weight_norm import weight_norm, weight_norm_backward, weight_norm_forward
 
@@ -42,12 +43,14 @@ except ImportError:  # threadpoolctl is not installed, or too old to take furthe
     pass
 
 __all__ = [
+    "Moments",
     "affine",
     "affine_backward",
     "affine_forward",
     "batch_norm",
     "batch_norm_backward",
     "batch_norm_forward",
+    "distributed",
     "get_num_threads",
     "group_norm",
     "group_norm_backward",
@@ -75,12 +78,24 @@ __all__ = [
 
 __version__: str
 
-if not TYPE_CHECKING:  # to whom every name would then be one of ours
+_MODULES = ("distributed",)  # which most programs do without
+
+if TYPE_CHECKING:
+    from . import distributed
+else:  # to whom every name would then be one of ours
 
     def __getattr__(name):
-        """``__version__``: importlib.metadata takes longer to import than fastnorm does."""
-        if name != "__version__":
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from importlib.metadata import version
+        """What is imported when it is asked for.
 
-        return version("fastnorm-kernels")
+        importlib.metadata, for ``__version__``, takes longer to import than fastnorm does.
+        """
+        import importlib
+
+        if name == "__version__":
+            return importlib.import_module("importlib.metadata").version("fastnorm-kernels")
+        if name in _MODULES:
+            return importlib.import_module(f".{name}", __name__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__():
+        return sorted({*globals(), *_MODULES})

@@ -283,6 +283,19 @@ cpdef Py_ssize_t groups(function, num_groups, Py_ssize_t channels) except -1:
     return value
 
 
+cpdef length(function, name, value):
+    """A number of elements."""
+    try:
+        n = PyNumber_Index(value)
+    except TypeError:
+        raise TypeError(
+            f"{function}: {name} must be an integer, got {type(value).__name__}"
+        ) from None
+    if n < 0:
+        raise ValueError(f"{function}: {name} must be at least 0, got {n}")
+    return n
+
+
 cpdef tuple many_axes(function, axis, Py_ssize_t ndim):
     """`axis`, an int or a tuple of them, as a tuple counted from the front, ascending."""
     if not isinstance(axis, tuple | list):

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from . import _arrays, _dispatch
+from ._exchange import check, dtype_term, exchange
 from ._threads import get_num_threads
-from ._typing import Array, ArrayLike, MaybeArray
+from ._typing import Array, ArrayLike, Group, MaybeArray
+from .moments import merged, state_of_view
 
 if TYPE_CHECKING:  # the kernels of all instruction sets have the same functions
     from ._kernels import batch_norm_baseline as _kernel
@@ -17,7 +21,8 @@ else:
 class BatchNormCache(NamedTuple):
     """What `batch_norm_backward` needs: references, no copies, and two numbers a channel.
 
-    mean and rstd are float64, of shape (C,). frozen: they were given, not the batch's.
+    mean and rstd are float64, of shape (C,). frozen: they were given, not the batch's. group: who
+    shares the batch.
     """
 
     x: Array
@@ -27,6 +32,7 @@ class BatchNormCache(NamedTuple):
     rstd: Array
     axis: int
     frozen: bool
+    group: Group | None = None
 
 
 def _input(function: str, x: ArrayLike, axis: int, name: str = "x") -> tuple[Array, int]:
@@ -161,6 +167,7 @@ def batch_norm_forward(
     decay: float = 0.9,
     ddof: int = 1,
     training: bool = True,
+    group: Group | None = None,
     axis: int = 1,
     eps: float = 1e-5,
     out: Array | None = None,
@@ -187,6 +194,13 @@ def batch_norm_forward(
         values in a channel: 1 is PyTorch's, 0 that of Keras, ONNX and cs231n.
     training : bool, optional
         False: normalise with the running statistics, which the backward pass takes as constants.
+    group : Group, optional
+        Who shares the batch: anything with a method ``allgather(array)``, such as
+        `fastnorm.distributed.mpi` returns. The statistics are then those of all members' x
+        together, and all members get the same bits in them and in the running ones, to which one
+        exchange of ``8 + 3 * C`` numbers a member is needed. All members must call, with as many
+        channels, dtype, eps, decay, ddof and running statistics; an x may have any other size, or
+        be empty. Without training, nothing is exchanged.
     axis : int, optional
         The channel axis: 1 for channels first, -1 for channels last.
     eps : float, optional
@@ -207,7 +221,8 @@ def batch_norm_forward(
         For an array of another dtype, or a masked one.
     ValueError
         For a wrong shape or axis, an `out` that overlaps an input, training=False without both
-        running statistics, or a batch too small for `ddof`. Nothing has been written then.
+        running statistics, a batch too small for `ddof`, members that do not agree, or an
+        `allgather` that returns something else. Nothing has been written then.
 
     References
     ----------
@@ -237,15 +252,22 @@ def batch_norm_forward(
     running_var = _arrays.running(function, "running_var", running_var, shape, training, x)
     decay = _decay(function, decay)
     eps = _arrays.epsilon(function, eps)
+    if group is not None:
+        check(function, group)
     n, c, s = _arrays.channel_view(x, axis)
     correction = 1.0
-    if training and running_var is not None:
+    if training and running_var is not None and group is None:
         correction = _correction(function, ddof, n * s)
     y = _arrays.output(
         function, out, x.shape, x.dtype,
         ("x", x), ("gamma", gamma), ("beta", beta),
         ("running_mean", running_mean), ("running_var", running_var),
     )  # fmt: skip
+    if training and group is not None:
+        mean, rstd = _forward_of_group(
+            x, gamma, beta, running_mean, running_var, decay, ddof, group, axis, eps, y
+        )
+        return y, BatchNormCache(x, gamma, beta, mean, rstd, axis, False, group)
     mean, rstd = _arrays.new_statistics(shape, x.size, eps)
     if not training:
         # A copy: the cache must not see later updates.
@@ -260,6 +282,53 @@ def batch_norm_forward(
     return y, BatchNormCache(x, gamma, beta, mean, rstd, axis, not training)
 
 
+@np.errstate(all="ignore")  # NaN and Inf go through as IEEE arithmetic has it
+def _forward_of_group(
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    running_mean: Array | None,
+    running_var: Array | None,
+    decay: float,
+    ddof: float,
+    group: Group,
+    axis: int,
+    eps: float,
+    y: Array,
+) -> tuple[Array, Array]:
+    """Normalise with the statistics of all members; returns mean and rstd."""
+    function = "batch_norm_forward"
+    n, c, s = _arrays.channel_view(x, axis)
+    terms = {
+        "pass": 1.0,
+        "channels": c,
+        "dtype": dtype_term(x.dtype),
+        "eps": eps,
+        "decay": decay,
+        "ddof": _arrays.real(function, "ddof", ddof),
+        "running statistics": 2.0 * (running_mean is not None) + (running_var is not None),
+    }
+    state = merged(exchange(function, group, terms, state_of_view(x, n, c, s)))
+    count = int(state[0])
+    # All members know the count, so that all raise or none.
+    correction = _correction(function, ddof, count) if running_var is not None else 1.0
+    mean, var = state[1 : 1 + c].copy(), state[1 + 2 * c :] / max(count, 1)
+    rstd = 1 / np.sqrt(var + eps)
+    _infer(x, mean, var, gamma, beta, axis, eps, y, None)
+    if count:
+        moved = [
+            (running, decay * running.astype(np.float64) + (1 - decay) * (factor * batch))
+            for running, factor, batch in (
+                (running_mean, 1.0, mean),
+                (running_var, correction, var),
+            )
+            if running is not None
+        ]
+        for running, value in moved:
+            running[...] = value
+    return mean, rstd
+
+
 def batch_norm_backward(
     dy: ArrayLike, cache: BatchNormCache, *, out: Array | None = None
 ) -> tuple[Array, MaybeArray, MaybeArray]:
@@ -271,6 +340,10 @@ def batch_norm_backward(
 
     or, after training=False, ``dx = gamma * rstd * dy``. dgamma and dbeta are the sums of ``dy *
     x_hat`` and of dy.
+
+    Where a `group` shares the batch, the means are over that of all members, for which they
+    exchange ``4 + 2 * C`` numbers each: all of them must call. dgamma and dbeta stay the sums over
+    this member's x: add them up over the members together with the other gradients.
 
     Parameters
     ----------
@@ -303,21 +376,60 @@ def batch_norm_backward(
     array([2.])
     """
     function = "batch_norm_backward"
-    x, gamma, beta, mean, rstd, axis, frozen = _arrays.fields(function, cache, BatchNormCache)
+    x, gamma, beta, mean, rstd, axis, frozen, group = _arrays.fields(
+        function, cache, BatchNormCache
+    )
     x, axis = _input(function, x, axis, "cache.x")
     shape = (x.shape[axis],)
     gamma = _arrays.parameter(function, "cache.gamma", gamma, shape)
     beta = _arrays.parameter(function, "cache.beta", beta, shape)
     frozen = _arrays.flag(function, "cache.frozen", frozen)
+    if group is not None:
+        check(function, group)
     mean = _arrays.kept(function, "cache.mean", mean, shape)
     rstd = _arrays.kept(function, "cache.rstd", rstd, shape)
     dy = _arrays.shaped(function, "dy", dy, x.shape)
     dx = _arrays.output(function, out, x.shape, x.dtype, ("dy", dy), ("x", x), ("gamma", gamma))
     dgamma = _arrays.gradient(gamma)
     dbeta = _arrays.gradient(beta)
-    if x.size:
+    if group is not None and not frozen:
+        _backward_of_group(dy, x, gamma, mean, rstd, axis, group, dx, dgamma, dbeta)
+    elif x.size:
         n, c, s = _arrays.channel_view(x, axis)
         _kernel.backward(
             dy, x, gamma, mean, rstd, n, c, s, frozen, dx, dgamma, dbeta, get_num_threads(),
         )  # fmt: skip
     return dx, dgamma, dbeta
+
+
+def _backward_of_group(
+    dy: Array,
+    x: Array,
+    gamma: Array | None,
+    mean: Array,
+    rstd: Array,
+    axis: int,
+    group: Group,
+    dx: Array,
+    dgamma: Array | None,
+    dbeta: Array | None,
+) -> None:
+    """dx with the sums of all members; dgamma and dbeta with this one's."""
+    function = "batch_norm_backward"
+    view = _arrays.channel_view(x, axis)
+    n, c, s = view
+    numbers = np.zeros(1 + 2 * c)  # the count, the sums of dy, those of dy * x_hat
+    numbers[0] = n * s
+    threads = get_num_threads()
+    if x.size:
+        _kernel.gradient_sums(
+            dy, x, mean, rstd, *view, numbers[1 : 1 + c], numbers[1 + c :], dgamma, dbeta, threads
+        )
+    terms = {"pass": 2.0, "channels": c, "dtype": dtype_term(x.dtype)}
+    rows = exchange(function, group, terms, numbers)
+    _kernel.add_rows(rows, numbers)
+    if x.size:
+        _kernel.map_gradient(
+            dy, x, gamma, mean, rstd, *view,
+            numbers[1 : 1 + c], numbers[1 + c :], float(numbers[0]), dx, threads,
+        )  # fmt: skip

@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 import fastnorm
-from fastnorm._typing import Array, ArrayLike, Axes, MaybeArray
+from fastnorm._typing import Array, ArrayLike, Axes, Group, MaybeArray
 from fastnorm.affine import parameter_gradients
 
 __all__ = [
@@ -355,6 +355,7 @@ class BatchNorm(_Normalization):
     Training normalises with the statistics of the batch and updates the running ones,
     ``stats["running_mean"]`` and ``stats["running_var"]``, with ``decay`` and ``ddof``. Inference
     normalises with these; so does training with ``layer.frozen = True``, which does not update.
+    With a ``group``, such as `fastnorm.distributed.mpi` returns, the batch is that of all members.
     The other arguments are those of `LayerNorm`; the statistics are float32, or wider as dtype is.
 
     Examples
@@ -378,12 +379,13 @@ class BatchNorm(_Normalization):
         eps: float = 1e-5,
         decay: float = 0.9,
         ddof: int = 1,
+        group: Group | None = None,
         affine: bool = True,
         bias: bool = True,
         dtype: DTypeLike = np.float32,
     ) -> None:
         super().__init__(num_features, affine, bias, dtype, axis=axis, eps=eps)
-        self.decay, self.ddof = decay, ddof
+        self.decay, self.ddof, self.group = decay, ddof, group
         mean = np.zeros(num_features, np.promote_types(np.float32, dtype))
         self.stats.update(running_mean=mean, running_var=np.ones_like(mean))
 
@@ -393,8 +395,8 @@ class BatchNorm(_Normalization):
 
     def _forward(self, x: Array, out: Array | None) -> Any:
         options = self.stats | self.options | {"decay": self.decay, "ddof": self.ddof}
-        training = not self.frozen
-        return self._call("_forward", x, **self.params, **options, training=training, out=out)
+        options |= {"group": self.group, "training": not self.frozen}
+        return self._call("_forward", x, **self.params, **options, out=out)
 
 
 class GroupNorm(_Normalization):

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
-from ._typing import Array, ArrayLike, Axes, MaybeArray
+from ._typing import Array, ArrayLike, Axes, Group, MaybeArray
 
 __all__ = [
     "affine",
@@ -51,6 +51,8 @@ __all__ = [
     "layer_norm",
     "layer_norm_backward",
     "layer_norm_forward",
+    "merge_moments",
+    "moments",
     "rms_norm",
     "rms_norm_backward",
     "rms_norm_forward",
@@ -170,6 +172,7 @@ class NormCache:
     rstd: Array
     view: _View
     frozen: bool = False  # mean and rstd were given: constants, not functions of x
+    group: Group | None = None  # who shares the batch
 
 
 @np.errstate(all="ignore")  # NaN and Inf go through as IEEE arithmetic has it, without warnings
@@ -215,13 +218,37 @@ def _backward(
     xhat = (view.of(x, dtype) - mean) * rstd
     dxhat = dy if gamma is None else dy * view.parameter(gamma, dtype)
     dx = dxhat
-    if not cache.frozen:
+    if cache.group is not None:
+        mean_dxhat, mean_products = _group_means(cache.group, view, dxhat, dxhat * xhat)
+        dx = dx - xhat * mean_products - mean_dxhat
+    elif not cache.frozen:
         dx = dx - xhat * view.mean(dxhat * xhat)
         if cache.mean is not None:
             dx = dx - view.mean(dxhat)
     dx = (rstd * dx).reshape(x.shape).astype(x.dtype, copy=False)
     dgamma, dbeta = view.gradient(dy * xhat, gamma), view.gradient(dy, beta)
     return _write(dx, out, given, x, gamma), dgamma, dbeta
+
+
+# ---- Groups: a batch that several members share --------------------------------------------------
+
+
+def _group_moments(group: Group, x: Array, view: _View) -> tuple[int, Array, Array]:
+    """Count, mean and biased variance of all members' x, for each channel."""
+    count, mean, m2 = moments(x, *view.along)
+    rows = np.asarray(group.allgather(np.concatenate(([count], mean, m2)).astype(np.float64)))
+    c = mean.size
+    count, mean, m2 = merge_moments(*((int(r[0]), r[1 : 1 + c], r[1 + c :]) for r in rows))
+    mean, var = (a.astype(_working_dtype(x.dtype)) for a in (mean, m2 / max(count, 1)))
+    return count, view.statistic(mean), view.statistic(var)
+
+
+def _group_means(group: Group, view: _View, *terms: Array) -> list[Array]:
+    """The mean of each term over all members, for each channel."""
+    sums = [t.sum(axis=view.over, dtype=np.float64) for t in terms]
+    rows = np.asarray(group.allgather(np.concatenate(([view.num_values], *sums))))
+    count, *totals = np.split(sum(rows), [1 + i * sums[0].size for i in range(len(terms))])
+    return [view.statistic(t / max(count.item(), 1)) for t in totals]
 
 
 # ---- Layer normalisation -------------------------------------------------------------------------
@@ -556,6 +583,7 @@ def batch_norm_forward(
     decay: float = 0.9,
     ddof: int = 1,
     training: bool = True,
+    group: Group | None = None,
     axis: int = 1,
     eps: float = 1e-5,
     out: Array | None = None,
@@ -580,6 +608,9 @@ def batch_norm_forward(
     ddof : int
         1 as PyTorch has it, 0 as Keras, ONNX and cs231n.
     training : bool
+    group : Group, optional
+        Who shares the batch: the statistics, and those of the backward pass, are those of all
+        members' x together. Parameters' gradients are not: they are the sums over this x.
     axis : int
         The channel axis.
     eps : float
@@ -609,24 +640,25 @@ def batch_norm_forward(
     gamma, beta = _optional("gamma", gamma, shape), _optional("beta", beta, shape)
     running_mean = _optional("running_mean", running_mean, shape)
     running_var = _optional("running_var", running_var, shape)
-    n = view.num_values
-    update = training and x.size > 0
-    if update and running_var is not None and n <= ddof:
-        raise ValueError(f"running_var with ddof={ddof} needs more than {n} values per channel")
-
-    if training:
+    if training and group is not None:
+        n, mean, var = _group_moments(group, x, view)
+    elif training:
+        n = view.num_values if x.size else 0
         mean, var = _moments(x, view)
     elif running_mean is None or running_var is None:
         raise ValueError("training=False needs both running_mean and running_var")
     else:
+        n, group = 0, None  # nothing to update, nothing to exchange
         mean, var = _given_statistics(running_mean, running_var, view, _working_dtype(x.dtype))
+    if n and running_var is not None and n <= ddof:
+        raise ValueError(f"running_var with ddof={ddof} needs more than {n} values per channel")
     y, rstd = _normalise(x, mean, var, gamma, beta, eps, view)
     y = _write(y, out, x, gamma, beta, running_mean, running_var)
-    if update:
+    if n:
         _update_running(running_mean, mean, decay)
         _update_running(running_var, var * (n / max(n - ddof, 1)), decay)
     mean, rstd = mean.reshape(-1), rstd.reshape(-1)  # (C,)
-    return y, NormCache(x, gamma, beta, mean, rstd, view, frozen=not training)
+    return y, NormCache(x, gamma, beta, mean, rstd, view, frozen=not training, group=group)
 
 
 def batch_norm_backward(
@@ -697,6 +729,43 @@ def batch_norm_backward_staged(
         dx_1 = np.broadcast_to(dmean / n, view.shape)
         dx = dx_1 + dx_2
     return _write(dx.astype(x.dtype, copy=False), out, given, x, gamma), dgamma, dbeta
+
+
+# ---- Moments: statistics of data in pieces -------------------------------------------------------
+
+
+@np.errstate(all="ignore")
+def moments(x: ArrayLike, axis: int = 1) -> tuple[int, Array, Array]:
+    """Count, mean and sum of squared deviations of each channel: `fastnorm.Moments.of`.
+
+    In float64, or longdouble for that. Those of no values are 0.
+    """
+    x = _floating("x", x)
+    view, shape = _batch_view(x, axis)
+    mean, var = _moments(x.astype(np.promote_types(x.dtype, np.float64)), view)
+    return view.num_values, mean.reshape(shape), (var * view.num_values).reshape(shape)
+
+
+@np.errstate(all="ignore")
+def merge_moments(*parts: tuple[int, Array, Array]) -> tuple[int, Array, Array]:
+    """The moments of all parts together, by Chan's formula, one part after another::
+
+        delta = mean_b - mean_a
+        mean  = mean_a + delta * n_b / (n_a + n_b)
+        m2    = m2_a + m2_b + delta^2 * n_a * n_b / (n_a + n_b)
+
+    References
+    ----------
+    Chan, Golub and LeVeque, The American Statistician 37, 1983.
+    """
+    count, mean, m2 = parts[0]
+    for more, other_mean, other_m2 in parts[1:]:
+        total = max(count + more, 1)
+        delta = other_mean - mean
+        mean = mean + delta * (more / total)
+        m2 = m2 + other_m2 + delta**2 * (count * more / total)
+        count += more
+    return count, mean, m2
 
 
 # ---- Weight normalisation ------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import tracemalloc
 from dataclasses import replace
 from functools import cache
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -247,3 +248,44 @@ def test_more_than_2_to_the_31_elements(operation, case):
             times = REPEATS**0.5 if operation is WEIGHT_NORM else REPEATS
             scale = np.abs(expected[name]).max()
             np.testing.assert_allclose(gradients[name] / times, expected[name], 1e-5, 1e-5 * scale)
+
+
+# ---- files -----------------------------------------------------------------------------------
+
+
+NORMALISE_A_FILE = """
+import resource, sys
+from pathlib import Path
+
+sys.path.insert(0, {bench!r})
+import larger_than_memory as program
+
+gigabytes, limit = {gigabytes}, {limit}
+if limit:
+    resource.setrlimit(resource.RLIMIT_AS, (int(limit * 2**30),) * 2)
+shape = int(gigabytes * 2**30) // 4 // program.CHANNELS, program.CHANNELS
+path, out = Path("x.npy"), Path("y.npy")
+program.create(path, shape)
+program.create(out, shape)
+block, parts = program.fill(path)
+moments = program.statistics(path)
+assert moments.count == shape[0]
+program.normalise(path, out, moments)
+program.check(out, block, parts, moments)
+"""
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "limit"),
+    [(0.05, None), pytest.param(1, 0.25, marks=pytest.mark.slow)],
+)
+def test_files_larger_than_the_address_space(gigabytes, limit, run_python, tmp_path):
+    """Which is limited to a quarter of the file's size."""
+    pytest.importorskip("resource")
+    bench = str(Path(__file__).parents[1] / "bench")
+    code = NORMALISE_A_FILE.format(bench=bench, gigabytes=gigabytes, limit=limit)
+    try:
+        run_python(code, timeout=300, OPENBLAS_NUM_THREADS=1, FASTNORM_NUM_THREADS=2)
+    finally:
+        for name in ("x.npy", "y.npy"):
+            (tmp_path / name).unlink(missing_ok=True)

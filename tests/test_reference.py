@@ -785,7 +785,31 @@ def test_all_is_what_is_there():
             assert name in ref.__all__
             assert getattr(ref, name).__doc__
     assert "batch_norm_backward_staged" in ref.__all__
-    assert len(ref.__all__) == 22
+    assert {"moments", "merge_moments"} <= set(ref.__all__)
+    assert len(ref.__all__) == 24
+
+
+# ---- Moments -------------------------------------------------------------------------------------
+
+
+def test_moments_of_1_3_8():
+    # mean 4, deviations -3, -1, 4
+    count, mean, m2 = ref.moments(np.array([[1.0], [3.0], [8.0]]))
+    assert count == 3
+    assert_array_equal(mean, [4])
+    assert_array_equal(m2, [26])
+    assert ref.moments(np.zeros((2, 3, 4), np.float16), axis=-1)[1].dtype == np.float64
+
+
+def test_merged_moments_of_1_and_3_8():
+    # 1 alone: M2 0; 3 and 8: mean 11/2, M2 25/2; delta 9/2: 25/2 + 81/4 * 2/3 = 26
+    x = np.array([[1.0], [3.0], [8.0]])
+    count, mean, m2 = ref.merge_moments(ref.moments(x[:1]), ref.moments(x[1:]))
+    assert count == 3
+    assert_allclose(mean, [4], **BY_HAND)
+    assert_allclose(m2, [26], **BY_HAND)
+    none = ref.moments(x[:0])
+    assert_array_equal(ref.merge_moments(none, ref.moments(x), none)[2], [26])
 
 
 # ---- Degenerate input ----------------------------------------------------------------------------

@@ -3,9 +3,11 @@
 import importlib
 import json
 
+import data_parallel
 import dataset
 import nn
 import numpy as np
+import parallel_worker
 import pytest
 import speed_worker
 import study
@@ -17,6 +19,7 @@ FIGURES = {
     "batch_size": ["batch_size.png"],
     "weight_norm": ["weight_norm_small.png", "weight_norm.png"],
     "training_speed": ["training_speed.png"],
+    "data_parallel": ["data_parallel.png"],
 }
 
 
@@ -57,6 +60,8 @@ def test_figures(run, name, tmp_path, monkeypatch):
     if name == "training_speed":
         worker = {"batch": 10, "losses": [1.0, 2.0], "seconds": 0.1, "steps": 3}
         monkeypatch.setattr("training_speed.run_worker", lambda *case: worker)
+    if name == "data_parallel":
+        in_this_process(monkeypatch)
     output, _ = run(name)
     assert output["figures"] == FIGURES[name]
     for picture in FIGURES[name]:
@@ -211,6 +216,63 @@ def test_training_speed_without_torch(monkeypatch, capsys):
     libraries = {library for library, *_ in training_speed.cases(["cnn"], [1])}
     assert libraries == {"fastnorm", "numpy"}
     assert "PyTorch is not installed" in capsys.readouterr().err
+
+
+# ---- Data-parallel training ----------------------------------------------------------------------
+
+
+def in_this_process(monkeypatch):
+    """In the place of mpiexec: one process, whose group is itself."""
+
+    def run(processes, options):
+        return parallel_worker.train(options, parallel_worker.Alone()) | {"bits": 1}
+
+    monkeypatch.setattr(data_parallel, "run", run)
+    monkeypatch.setattr(data_parallel, "mpiexec", lambda: "mpiexec")
+
+
+def test_data_parallel(run, monkeypatch):
+    in_this_process(monkeypatch)
+    output, held = run("data_parallel", figures=False)
+    assert sum("losses and running statistics are the single process's" in c for c in held) == 3
+    for found in output["results"]["equality"].values():
+        for differences in found.values():
+            assert len(differences["loss"]) == len(differences["statistics"]) == 20
+    assert set(output["results"]["speed"]) == {"128", "1024"}
+
+
+OPTIONS = {
+    "seed": 0, "quick": True, "data": None, "lr": 0.02, "activation": "relu", "accuracy": True,
+    "keep_statistics": True, "images": 500, "batch": 30, "steps": 6, "dtype": "float64",
+}  # fmt: skip
+
+
+@pytest.mark.skipif(data_parallel.mpiexec() is None, reason="no mpi4py, or no mpiexec")
+def test_processes_train_as_one():
+    alone = data_parallel.run(0, OPTIONS | {"norm": "single"})
+    together = data_parallel.run(3, OPTIONS | {"norm": "synchronised"}, timeout=60)
+    apart = data_parallel.run(3, OPTIONS | {"norm": "local"}, timeout=60)
+    assert together["bits"] == 1
+    assert together["exchange"] > 0
+    for name in ("loss", "statistics"):
+        assert data_parallel.differences(together, alone)[name].max() < 1e-13
+        assert data_parallel.differences(apart, alone)[name].max() > 1e-3
+    assert together["accuracy"] == alone["accuracy"]
+
+
+def test_data_parallel_without_mpi(monkeypatch, capsys):
+    monkeypatch.setattr(data_parallel.importlib.util, "find_spec", lambda name: None)
+    assert data_parallel.main(["--quick"]) == 0
+    assert "nothing is measured" in capsys.readouterr().err
+
+
+def test_tanh(rng):
+    x, dy = rng.standard_normal((2, 5, 3))
+    layer, step = parallel_worker.Tanh(), 1e-6
+    layer.forward(x)
+    dx = layer.backward(dy)
+    exact = dy * (np.tanh(x + step) - np.tanh(x - step)) / (2 * step)
+    np.testing.assert_allclose(dx, exact, atol=1e-8)
 
 
 def test_nothing_is_written_unasked(few_images, tmp_path, monkeypatch, capsys):

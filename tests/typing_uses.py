@@ -57,7 +57,28 @@ def statistics(x: NDArray[np.float64]) -> None:
     assert_type(fn.weight_norm_backward(x, weight_cache), tuple[NDArray[Any], NDArray[Any]])
 
 
+class Alone:
+    """A group, by its method."""
+
+    def allgather(self, array: NDArray[Any], /) -> NDArray[Any]:
+        return array[None]
+
+
+def shared(x: NDArray[np.float32]) -> None:
+    group: fn.distributed.Group = fn.distributed.mpi(timeout=60)
+    _, cache = fn.batch_norm_forward(x, group=group)
+    _, cache = fn.batch_norm_forward(x, group=fn.distributed.torch())
+    _, cache = fn.batch_norm_forward(x, group=Alone())
+    assert_type(cache.group, fn.distributed.Group | None)
+    layers.BatchNorm(3, group=group)
+    m = fn.Moments.of(x, axis=-1) + fn.Moments(3).update(x)
+    assert_type(fn.Moments.merge([m, fn.Moments.unpack(m.pack())]), fn.Moments)
+    assert_type(m.var(ddof=1), NDArray[Any])
+    assert_type(m.count, int)
+
+
 def mistakes(x: NDArray[np.float32]) -> None:
+    fn.batch_norm_forward(x, group=3)  # type: ignore[arg-type]
     """Each of these is an error; an ignore that hides none is one, too (warn_unused_ignores)."""
     _, cache = fn.layer_norm_forward(x)
     fn.rms_norm_backward(x, cache)  # type: ignore[arg-type] # the cache of another operation

@@ -17,6 +17,8 @@ def forward(
     running_var: Array | None,
     num_threads: int,
 ) -> None: ...
+def moments(x: Array, n: int, c: int, s: int, state: Array, num_threads: int) -> None: ...
+def merge_moments(parts: Array, state: Array) -> None: ...
 def infer(
     x: Array,
     mean: Array,
@@ -44,5 +46,35 @@ def backward(
     dx: Array,
     dgamma: Array | None,
     dbeta: Array | None,
+    num_threads: int,
+) -> None: ...
+def gradient_sums(
+    dy: Array,
+    x: Array,
+    mean: Array,
+    rstd: Array,
+    n: int,
+    c: int,
+    s: int,
+    sum_dy: Array,
+    sum_products: Array,
+    dgamma: Array | None,
+    dbeta: Array | None,
+    num_threads: int,
+) -> None: ...
+def add_rows(rows: Array, sums: Array) -> None: ...
+def map_gradient(
+    dy: Array,
+    x: Array,
+    gamma: Array | None,
+    mean: Array,
+    rstd: Array,
+    n: int,
+    c: int,
+    s: int,
+    sum_dy: Array,
+    sum_products: Array,
+    count: float,
+    dx: Array,
     num_threads: int,
 ) -> None: ...

@@ -23,8 +23,9 @@ from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
 from fastnorm._kernels.blocks cimport ceil_div, threads_for
 from fastnorm._kernels.channels_columns cimport map_columns, reduce_columns
 from fastnorm._kernels.channels_planes cimport map_planes, reduce_planes, reduce_rows
-from fastnorm._kernels.channels_task cimport AHEAD, COEFFICIENTS, FEW, MAX_TILE, MIN_RUN, MOMENTS
-from fastnorm._kernels.channels_task cimport NO_REDUCTION, SQUARES, Block, Channels, Grid, at_sample
+from fastnorm._kernels.channels_task cimport AHEAD, COEFFICIENTS, FEW, GRADIENT_SUMS, MAX_TILE
+from fastnorm._kernels.channels_task cimport MIN_RUN, MOMENTS, NO_MAP, NO_REDUCTION, Block, Channels
+from fastnorm._kernels.channels_task cimport Grid, at_sample
 from fastnorm._kernels.channels_task cimport block_at, mapped_view, plan_whole_tiles, range_count
 from fastnorm._kernels.channels_task cimport range_width
 from fastnorm._kernels.columns cimport STRIP
@@ -131,7 +132,7 @@ cdef inline void reduce_typed(
     if t.planes:
         while b.first_channel < last:
             b.last_channel = min(b.first_channel + MAX_TILE, last)
-            if t.units == 1 and t.reduction != SQUARES:
+            if t.units == 1 and (t.reduction == MOMENTS or t.reduction == GRADIENT_SUMS):
                 reduce_rows(t, b, x_scratch, dy_scratch)
             else:
                 reduce_planes(t, b, x_scratch, dy_scratch)
@@ -203,6 +204,8 @@ cdef inline void whole_block(void* task, Py_ssize_t index) noexcept nogil:
     if t.conclude != NULL:
         t.conclude(t, b.first_channel, b.last_channel)
     mapped = mapped_view(t)
+    if mapped.map == NO_MAP:
+        return
     for r in range(mapped.grid.ranges - 1, -1, -1):
         map_tile(mapped, block_at(mapped, &mapped.grid, r, tile))
 
@@ -303,9 +306,10 @@ cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
             parallel_for(
                 conclude_block, t, t.batch * ceil_div(t.c, channels_per_conclusion(t)), team
             )
-        parallel_for(
-            map_block, mapped, t.batch * mapped.map_grid.ranges * mapped.map_grid.tiles, team
-        )
+        if mapped.map != NO_MAP:
+            parallel_for(
+                map_block, mapped, t.batch * mapped.map_grid.ranges * mapped.map_grid.tiles, team
+            )
     release(&t.scratch)
     free(memory)
     return True

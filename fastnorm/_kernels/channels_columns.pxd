@@ -3,8 +3,9 @@
 from libc.string cimport memset
 
 from fastnorm._kernels.arrays cimport real
-from fastnorm._kernels.channels_task cimport GRADIENT, GRADIENT_SUMS, INVERSE, MOMENTS, SCALE
-from fastnorm._kernels.channels_task cimport SCALE_SHIFT, SHIFT, SLOPE, SQUARES, Block, Channels
+from fastnorm._kernels.channels_task cimport CENTRED_SUMS, GRADIENT, GRADIENT_SUMS, INVERSE, MOMENTS
+from fastnorm._kernels.channels_task cimport SCALE, SCALE_SHIFT, SHIFT, SLOPE, SQUARES, Block
+from fastnorm._kernels.channels_task cimport Channels
 from fastnorm._kernels.columns cimport FLUSH, FOUR, STRIP, column_centred_sums
 from fastnorm._kernels.columns cimport column_gradient_sums, column_squares, column_sums
 from fastnorm._kernels.columns cimport columns_gradient, columns_scale_shift
@@ -77,6 +78,7 @@ cdef inline void reduce_strip(
     cdef real others[STRIP]
     cdef real centre[STRIP]
     cdef const real* coefficients = <const real*> t.coefficients + column
+    cdef const real* about = coefficients if t.reduction == CENTRED_SUMS else centre
     cdef Py_ssize_t row = 0, more, j
     for j in range(n):
         first[j] = 0
@@ -93,7 +95,7 @@ cdef inline void reduce_strip(
         memset(sums, 0, n * sizeof(real))
         memset(others, 0, n * sizeof(real))
         add_rows(
-            t, index + row * t.width, more, n, coefficients, centre, sums, others,
+            t, index + row * t.width, more, n, coefficients, about, sums, others,
             x_scratch, dy_scratch,
         )
         if t.reduction == MOMENTS:

@@ -1,9 +1,9 @@
 """Channels that are planes: each is N runs of S elements, summed in lanes (rows.pxd)."""
 
 from fastnorm._kernels.arrays cimport real
-from fastnorm._kernels.channels_task cimport CENTRE, GRADIENT, GRADIENT_SUMS, INVERSE, MAX_TILE
-from fastnorm._kernels.channels_task cimport MOMENTS, PIECE, SCALE, SCALE_SHIFT, SHIFT, SLOPE
-from fastnorm._kernels.channels_task cimport SQUARES, Block, Channels
+from fastnorm._kernels.channels_task cimport CENTRE, CENTRED_SUMS, GRADIENT, GRADIENT_SUMS
+from fastnorm._kernels.channels_task cimport INVERSE, MAX_TILE, MOMENTS, PIECE, SCALE, SCALE_SHIFT
+from fastnorm._kernels.channels_task cimport SHIFT, SLOPE, SQUARES, Block, Channels
 from fastnorm._kernels.memory cimport Writer, flush, open_writer, place, prefetch
 from fastnorm._kernels.moments cimport Moments, chunk_moments, merge_centred, no_moments
 from fastnorm._kernels.operands cimport SCRATCH_ROWS, load_block, result_block, store_block
@@ -71,6 +71,8 @@ cdef inline void reduce_planes(
                     )
                 elif t.reduction == SQUARES:
                     add_squares(x, length, others[k], ahead)
+                elif t.reduction == CENTRED_SUMS:
+                    add_centred_sums(x, length, coefficients[k], lanes[k], others[k], ahead)
                 else:
                     if unit == b.first_unit:
                         centre[k] = <real> (row_sum(x, length) / length)

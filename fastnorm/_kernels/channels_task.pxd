@@ -28,9 +28,11 @@ cdef enum Reduction:
     NO_REDUCTION                # the coefficients are given
     MOMENTS                     # mean and Σ(x - mean)²
     SQUARES                     # 0 and Σx²
+    CENTRED_SUMS                # Σ(x - centre) and Σ(x - centre)²
     GRADIENT_SUMS               # Σdy and Σdy·x̂, x̂ = (x - centre)·inverse
 
 cdef enum Map:
+    NO_MAP                      # the two numbers are what is wanted
     SCALE_SHIFT                 # y = (source - centre)·scale + shift
     GRADIENT                    # dx = (dy + ((x - centre)·slope + shift))·scale
     WEIGHTED_GRADIENT           # dx = (dy·scale + ((x - centre)·slope + shift))·inverse
