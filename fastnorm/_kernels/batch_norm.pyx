@@ -18,8 +18,8 @@ cimport numpy as cnp
 
 from fastnorm._kernels.arrays cimport NONE
 from fastnorm._kernels.channels_task cimport CENTRE, FEW, GRADIENT, GRADIENT_SUMS, INVERSE
-from fastnorm._kernels.channels_task cimport MOMENTS, NO_MAP, NO_REDUCTION, SCALE, SCALE_SHIFT, SHIFT
-from fastnorm._kernels.channels_task cimport SLOPE, Channels, Operands, high_parts, plan
+from fastnorm._kernels.channels_task cimport MOMENTS, NO_MAP, NO_REDUCTION, SCALE, SCALE_SHIFT
+from fastnorm._kernels.channels_task cimport SHIFT, SLOPE, Channels, Operands, high_parts, plan
 from fastnorm._kernels.channels_task cimport rescue_channel, set_all, set_coefficients
 from fastnorm._kernels.channels_task cimport set_operands, use_operands
 from fastnorm._kernels.engine cimport run_channels
