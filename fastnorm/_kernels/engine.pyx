@@ -2,7 +2,8 @@
 """The engines for rows and for channels, which most kernels use: a module of its own, because the
 code of every module that took them up from their .pxd files would be twice or thrice as large."""
 
-from fastnorm._kernels cimport channels, group_norm_rows, rows_backward, rows_forward
+from fastnorm._kernels cimport group_norm_rows, rows_backward, rows_forward
+from fastnorm._kernels.channels cimport run
 
 
 cdef bint forward_rows(Task* t, int num_threads) noexcept nogil:
@@ -22,4 +23,4 @@ cdef bint backward_groups(GroupRows* g, int num_threads) noexcept nogil:
 
 
 cdef bint run_channels(Channels* t, int num_threads) noexcept nogil:
-    return channels.run(t, num_threads)
+    return run(t, num_threads)
