@@ -357,7 +357,7 @@ FASTNORM_INLINE void FASTNORM_NAME(gradients_of)(
 #undef GRADIENTS
 
 /* Of 1, 2 or 4 rows; one loop for each kind. From a row to the next it is dy_step, x_step, dx_step elements. */
-FASTNORM_INLINE void FASTNORM_NAME(row_gradients)(
+FASTNORM_ONCE void FASTNORM_NAME(row_gradients)(
     ptrdiff_t rows, int centred, const real *dy, ptrdiff_t dy_step, const real *x, ptrdiff_t x_step,
     const real *gamma, real *dx, ptrdiff_t dx_step, real *dgamma, real *dbeta, ptrdiff_t n,
     const real *numbers)
