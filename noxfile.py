@@ -166,9 +166,8 @@ def company(session):
     """Each test in four threads at once, fastnorm beside other libraries and over processes."""
     install(session, "test", "company")
     session.run("pytest", "-q", "--parallel-threads=4", "tests/test_operations.py", "-k", "float32")
-    tests = [
-        f"tests/test_{name}.py" for name in ("company", "threadpoolctl", "processes", "distributed")
-    ]
+    names = ("company", "threadpoolctl", "processes", "distributed", "dask")
+    tests = [f"tests/test_{name}.py" for name in names]
     session.run("pytest", "-q", *tests)
 
 

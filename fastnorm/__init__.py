@@ -50,6 +50,7 @@ __all__ = [
     "batch_norm",
     "batch_norm_backward",
     "batch_norm_forward",
+    "dask",
     "distributed",
     "get_num_threads",
     "group_norm",
@@ -78,10 +79,10 @@ __all__ = [
 
 __version__: str
 
-_MODULES = ("distributed",)  # which most programs do without
+_MODULES = ("dask", "distributed")  # which most programs do without
 
 if TYPE_CHECKING:
-    from . import distributed
+    from . import dask, distributed
 else:  # to whom every name would then be one of ours
 
     def __getattr__(name):

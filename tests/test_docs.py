@@ -20,12 +20,14 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 # What examples may import and nobody needs to have. A block that does so stands for itself: others
 # run without it.
-OPTIONAL = {"h5py", "keras", "ml_dtypes", "onnx", "threadpoolctl", "torch", "zarr"}
+OPTIONAL = {"dask", "h5py", "keras", "ml_dtypes", "onnx", "threadpoolctl", "torch", "zarr"}
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_docstrings(name):
     module = importlib.import_module(f"fastnorm.{name}")
+    if name in OPTIONAL:
+        pytest.importorskip(name)
     assert doctest.testmod(module).failed == 0
 
 
