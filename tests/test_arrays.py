@@ -60,6 +60,19 @@ def test_layouts_of_large_input(operation, case, dtype, layout):
     assert_layout_does_not_matter(operation, case, dtype, ANY_LAYOUT[layout])
 
 
+@pytest.mark.parametrize("shape", [(500, 100), (200, 65)], ids=str)
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+def test_parameter_gradients_of_turned_rows(norm, shape, rng):
+    """Turned rows go through the passes in larger groups, which must not show in the sums."""
+    x, dy = (rng.standard_normal(shape, dtype=np.float32) for _ in range(2))
+    forward, backward = getattr(fn, norm + "_forward"), getattr(fn, norm + "_backward")
+    gamma = np.ones(shape[1], np.float32)
+    expected = backward(dy, forward(x, gamma)[1])
+    turned = backward(np.asfortranarray(dy), forward(np.asfortranarray(x), gamma)[1])
+    for gradient, right in zip(turned, expected, strict=True):
+        assert (gradient is None and right is None) or gradient.tobytes() == right.tobytes()
+
+
 @over((o, case) for o, case in every_case() if 1 in case.shape and not case.without)
 @pytest.mark.parametrize("stride", [0, 3, -8, 2**40])
 def test_strides_of_axes_of_length_1(operation, case, stride):

@@ -23,7 +23,7 @@ from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
 from fastnorm._kernels.blocks cimport ceil_div, threads_for
 from fastnorm._kernels.channels_columns cimport map_columns, reduce_columns
 from fastnorm._kernels.channels_planes cimport map_planes, reduce_planes, reduce_rows
-from fastnorm._kernels.channels_task cimport AHEAD, COEFFICIENTS, FEW, GRADIENT_SUMS, MAX_TILE
+from fastnorm._kernels.channels_task cimport COEFFICIENTS, FEW, GRADIENT_SUMS, MAX_TILE
 from fastnorm._kernels.channels_task cimport MIN_RUN, MOMENTS, NO_MAP, NO_REDUCTION, Block, Channels
 from fastnorm._kernels.channels_task cimport Grid, at_sample
 from fastnorm._kernels.channels_task cimport block_at, mapped_view, plan_whole_tiles, range_count
@@ -274,11 +274,7 @@ cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
         # lines beside its own ahead, which another thread may be writing.
         t.whole_tiles = False
     t.ahead = 0
-    if not t.direct:
-        pass
-    elif t.streams and not t.whole_tiles:
-        t.ahead = AHEAD
-    elif t.streams and t.planes and t.n == 1:
+    if t.direct and t.streams and t.planes and t.n == 1 and t.whole_tiles:
         t.ahead = t.grid.channels_per_tile * t.s  # the next tile
     if t.reduction == NO_REDUCTION:
         partials = 0

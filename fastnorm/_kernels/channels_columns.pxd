@@ -46,7 +46,8 @@ cdef inline void add_rows(
     const real* centre, real* sums, real* others, real* x_scratch, real* dy_scratch,
 ) noexcept nogil:
     """What the reduction adds up of n columns in some rows; sums alone where there is no centre."""
-    cdef Py_ssize_t ahead = 8 * t.width if t.ahead and n == t.width else 0
+    cdef bint asks = t.direct and t.streams and not t.whole_tiles and n == t.width
+    cdef Py_ssize_t ahead = 8 * t.width if asks else 0
     cdef Py_ssize_t done = 0, more, x_stride, dy_stride
     cdef const real* x
     cdef const real* dy
@@ -142,19 +143,19 @@ cdef inline void map_row(
         if t.map == SCALE_SHIFT:
             columns_scale_shift(
                 source + i, target, length, NULL if t.linear else coefficients,
-                coefficients + SCALE * t.width, coefficients + SHIFT * t.width, t.ahead,
+                coefficients + SCALE * t.width, coefficients + SHIFT * t.width,
             )
         elif t.map == GRADIENT:
             columns_gradient(
                 dy + i, x + i, target, length, NULL if t.linear else coefficients,
                 coefficients + SLOPE * t.width, coefficients + SHIFT * t.width,
-                coefficients + SCALE * t.width, t.ahead,
+                coefficients + SCALE * t.width,
             )
         else:
             columns_weighted_gradient(
                 dy + i, x + i, target, length, coefficients + SCALE * t.width,
                 coefficients, coefficients + SLOPE * t.width, coefficients + SHIFT * t.width,
-                coefficients + INVERSE * t.width, t.ahead,
+                coefficients + INVERSE * t.width,
             )
         coefficients += length
         i += length

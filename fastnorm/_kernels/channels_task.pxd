@@ -20,7 +20,6 @@ cdef enum:
     PIECE = 1024                # elements of a plane: how far ahead memory is asked for
     RANGE_ROWS = 256            # keeps a range's partial results small beside its rows
     RANGE_ELEMENTS = 32768      # of a channel in a range of planes, at least
-    AHEAD = 1024                # elements: how far a map that is a phase of its own asks for memory
     FEW = 256                   # channels that are prepared or finished at a time
     ENOUGH_TILES = 4            # of whole groups for each thread: none waits long for the last
 

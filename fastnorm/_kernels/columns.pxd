@@ -8,7 +8,7 @@ vectors.
 """
 
 from fastnorm._kernels.arrays cimport real
-from fastnorm._kernels.memory cimport prefetch, prefetch_far
+from fastnorm._kernels.memory cimport prefetch_far
 
 cdef enum:
     STRIP = 1024        # columns whose accumulators live on the stack
@@ -248,30 +248,23 @@ cdef inline void column_weighted_sums(
         i += 1
 
 
-# The maps of one row ask for x (and dy) `ahead` elements further on: they serve where there is more
-# than a cache holds. Those of four rows load the coefficients once for all of them. centre and
-# shift may be NULL, both of them, for 0: coefficients are what costs time here.
+# The maps of four rows load the coefficients once for all of them. Those of one row go through
+# memory in its order, where the processor asks for what comes next by itself: requests of ours took
+# 1.1 to 1.3 times as long. centre and shift may be NULL, both of them, for 0: coefficients are what
+# costs time here.
 
 
 cdef inline void columns_scale_shift(
     const real* x, real* restrict y, Py_ssize_t n,
-    const real* centre, const real* scale, const real* shift, Py_ssize_t ahead,
+    const real* centre, const real* scale, const real* shift,
 ) noexcept nogil:
     """y = (x - centre)·scale + shift"""
-    cdef Py_ssize_t i = 0, j
+    cdef Py_ssize_t j
     if centre == NULL:
-        if ahead:
-            prefetch(x + ahead, n * sizeof(real))
         for j in range(n):
             y[j] = x[j] * scale[j]
         return
-    while i + STEP <= n:
-        if ahead:
-            prefetch(x + i + ahead, STEP * sizeof(real))
-        for j in range(i, i + STEP):
-            y[j] = (x[j] - centre[j]) * scale[j] + shift[j]
-        i += STEP
-    for j in range(i, n):
+    for j in range(n):
         y[j] = (x[j] - centre[j]) * scale[j] + shift[j]
 
 
@@ -303,25 +296,14 @@ cdef inline real gradient(
 cdef inline void columns_gradient(
     const real* dy, const real* x, real* restrict dx, Py_ssize_t n,
     const real* centre, const real* slope, const real* shift, const real* scale,
-    Py_ssize_t ahead,
 ) noexcept nogil:
     """dx = (dy + ((x - centre)·slope + shift))·scale"""
-    cdef Py_ssize_t i = 0, j
+    cdef Py_ssize_t j
     if centre == NULL:
-        if ahead:
-            prefetch(x + ahead, n * sizeof(real))
-            prefetch(dy + ahead, n * sizeof(real))
         for j in range(n):
             dx[j] = (dy[j] + x[j] * slope[j]) * scale[j]
         return
-    while i + STEP <= n:
-        if ahead:
-            prefetch(x + i + ahead, STEP * sizeof(real))
-            prefetch(dy + i + ahead, STEP * sizeof(real))
-        for j in range(i, i + STEP):
-            dx[j] = gradient(dy[j], x[j], centre[j], slope[j], shift[j], scale[j])
-        i += STEP
-    for j in range(i, n):
+    for j in range(n):
         dx[j] = gradient(dy[j], x[j], centre[j], slope[j], shift[j], scale[j])
 
 
@@ -357,20 +339,10 @@ cdef inline real weighted_gradient(
 cdef inline void columns_weighted_gradient(
     const real* dy, const real* x, real* restrict dx, Py_ssize_t n, const real* weight,
     const real* centre, const real* slope, const real* shift, const real* scale,
-    Py_ssize_t ahead,
 ) noexcept nogil:
     """dx = (dy·weight + ((x - centre)·slope + shift))·scale"""
-    cdef Py_ssize_t i = 0, j
-    while i + STEP <= n:
-        if ahead:
-            prefetch(x + i + ahead, STEP * sizeof(real))
-            prefetch(dy + i + ahead, STEP * sizeof(real))
-        for j in range(i, i + STEP):
-            dx[j] = weighted_gradient(
-                dy[j], x[j], weight[j], centre[j], slope[j], shift[j], scale[j]
-            )
-        i += STEP
-    for j in range(i, n):
+    cdef Py_ssize_t j
+    for j in range(n):
         dx[j] = weighted_gradient(dy[j], x[j], weight[j], centre[j], slope[j], shift[j], scale[j])
 
 

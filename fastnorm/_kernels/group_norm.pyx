@@ -338,7 +338,7 @@ cdef int run_rows(
     set_operand(&t.x, x, t.dtype)
     set_operand(&t.dy, dy, t.dtype)
     set_operand(&t.y, y, t.dtype)
-    set_group(t, operands)
+    set_group(t)
     rows.s, t.period = s, num_groups
     num_bytes = t.rows * t.n * itemsize_of(t.x.dtype)
     num_threads = threads_for(num_bytes, num_threads)

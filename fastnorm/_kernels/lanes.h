@@ -16,6 +16,7 @@ enum {
     FASTNORM_ALL_LANES = FASTNORM_LANES + FASTNORM_TAIL + 1,
     FASTNORM_SHORT = 512, /* elements: 16 additions to a lane */
     FASTNORM_GUESSED = 32,
+    FASTNORM_EVENLY = 64, /* elements between two requests for memory */
     FASTNORM_ROW_NUMBERS = 6
 };
 

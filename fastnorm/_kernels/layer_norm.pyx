@@ -45,8 +45,9 @@ def forward(
     cdef bint has_memory
     set_view(&t, working_dtype(x), centred, rows, n)
     set_operand(&t.x, x, t.dtype)
+    set_operand(&t.dy, None, t.dtype)
     set_operand(&t.y, y, t.dtype)
-    set_group(&t, 1)
+    set_group(&t)
     t.eps = eps
     t.gamma, t.beta = data_of(gamma), data_of(beta)
     t.mean, t.rstd = <double*> data_of(mean), <double*> data_of(rstd)
@@ -75,7 +76,7 @@ def backward(
     set_operand(&t.x, x, t.dtype)
     set_operand(&t.dy, dy, t.dtype)
     set_operand(&t.y, dx, t.dtype)
-    set_group(&t, 2)
+    set_group(&t)
     t.gamma = data_of(gamma)
     t.mean, t.rstd = <double*> data_of(mean), <double*> data_of(rstd)
     t.dgamma, t.dbeta = vector_of(dgamma), vector_of(dbeta)

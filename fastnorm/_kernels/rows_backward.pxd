@@ -28,11 +28,11 @@ cdef extern from "lanes.h" nogil:
     void row_gradients_float "fastnorm_row_gradients_float"(
         Py_ssize_t rows, bint centred, const float* dy, Py_ssize_t dy_step, const float* x,
         Py_ssize_t x_step, const float* gamma, float* dx, Py_ssize_t dx_step, float* dgamma,
-        float* dbeta, Py_ssize_t n, const float* numbers)
+        float* dbeta, Py_ssize_t n, const float* numbers, Py_ssize_t ahead)
     void row_gradients_double "fastnorm_row_gradients_double"(
         Py_ssize_t rows, bint centred, const double* dy, Py_ssize_t dy_step, const double* x,
         Py_ssize_t x_step, const double* gamma, double* dx, Py_ssize_t dx_step, double* dgamma,
-        double* dbeta, Py_ssize_t n, const double* numbers)
+        double* dbeta, Py_ssize_t n, const double* numbers, Py_ssize_t ahead)
 
 
 cdef inline RowSums chunk_row_sums(
@@ -100,21 +100,26 @@ cdef inline void row_numbers(
 cdef inline void row_gradients(
     Py_ssize_t rows, bint centred, const real* dy, Py_ssize_t dy_step, const real* x,
     Py_ssize_t x_step, const real* gamma, real* dx, Py_ssize_t dx_step, real* dgamma, real* dbeta,
-    Py_ssize_t n, const real* numbers,
+    Py_ssize_t n, const real* numbers, Py_ssize_t ahead,
 ) noexcept nogil:
     """dx = scale·(h - Σh/N - x̂·Σ(h·x̂)/N);  dgamma += dy·x̂;  dbeta += dy, for 1, 2 or 4 rows.
-    Weight norm, without gamma and one row at a time, has no dgamma."""
+    Weight norm, without gamma and one row at a time, has no dgamma. x is asked for `ahead`
+    elements further on."""
     cdef Py_ssize_t i
     if dgamma == NULL:
+        if ahead:
+            prefetch_far(x + ahead, n * sizeof(real))
         for i in range(n):
             dx[i] = (dy[i] - x[i] * numbers[1] * numbers[5]) * numbers[3]
     elif real is float:
         row_gradients_float(
-            rows, centred, dy, dy_step, x, x_step, gamma, dx, dx_step, dgamma, dbeta, n, numbers
+            rows, centred, dy, dy_step, x, x_step, gamma, dx, dx_step, dgamma, dbeta, n, numbers,
+            ahead,
         )
     else:
         row_gradients_double(
-            rows, centred, dy, dy_step, x, x_step, gamma, dx, dx_step, dgamma, dbeta, n, numbers
+            rows, centred, dy, dy_step, x, x_step, gamma, dx, dx_step, dgamma, dbeta, n, numbers,
+            ahead,
         )
 
 
@@ -131,11 +136,9 @@ cdef inline void gradients(
     while i < n:
         length = n - i
         target = place(writer, dx + i, &length)
-        if ahead:
-            prefetch_far(x + i + ahead, length * sizeof(real))
         row_gradients(
             1, t.centred, dy + i, 0, x + i, 0, shifted(<const real*> t.gamma, start + i), target,
-            0, further(dgamma, i), further(dbeta, i), length, numbers,
+            0, further(dgamma, i), further(dbeta, i), length, numbers, ahead,
         )
         i += length
 
@@ -185,11 +188,9 @@ cdef inline void group_gradients(
         )
         return
     row_numbers(t, maps, sums, rows, numbers)
-    if ahead:
-        prefetch_far(x + ahead, rows * t.n * sizeof(real))
     row_gradients(
         rows, t.centred, dy, dy_step, x, x_step, <const real*> t.gamma,
-        place_rows(writer, dx, rows * t.n), dx_step, dgamma, dbeta, t.n, numbers,
+        place_rows(writer, dx, rows * t.n), dx_step, dgamma, dbeta, t.n, numbers, ahead,
     )
 
 
@@ -264,7 +265,7 @@ cdef inline void backward_rows(
     cdef Py_ssize_t count, unflushed = 0
     cdef real* dbeta = further(sums, t.n)
     while index < last:
-        count = min(t.group, last - index)
+        count = min(min(t.group, FLUSH_ROWS - unflushed), last - index)
         if t.n <= CHUNK:
             backward_group(
                 t, index, count, sums, dbeta, 0, x_scratch, dy_scratch, dx_scratch, writer
@@ -273,8 +274,9 @@ cdef inline void backward_rows(
             backward_long_row(t, index, sums, dbeta, x_scratch, dy_scratch, dx_scratch, writer)
         index += count
         unflushed += count
-        if sums != NULL and (unflushed >= FLUSH_ROWS or index == last):
-            flush_sums(partial, sums, 2 * t.n)
+        if unflushed == FLUSH_ROWS or index == last:
+            if sums != NULL:
+                flush_sums(partial, sums, 2 * t.n)
             unflushed = 0
 
 

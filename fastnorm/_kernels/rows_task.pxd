@@ -12,8 +12,10 @@ from fastnorm._kernels.vectors cimport Vector, load, store
 
 cdef enum:
     MAX_GROUP = 64              # rows, at most, that go through the passes together,
-    GROUP = 16                  # and of arrays that are not turned
-    GROUP_BYTES = 16384         # and bytes of these: half of L1
+    GROUP = 16                  # and of arrays that are not turned,
+    GROUP_BYTES = 16384         # and bytes of these: half of L1.
+    SLOW_GROUP = 32             # The passes that compute most need more of them, so that memory's
+    SLOW_GROUP_BYTES = 65536    # pauses do not show; they find them again in L2
     NARROW = 64                 # shorter rows become columns,
     SIDE_BY_SIDE = 32           # so many of them
     PIECE = 16384               # elements of a long row
@@ -75,11 +77,15 @@ cdef inline void set_view(
     t.rows_per_block = rows_per_block(rows, n * itemsize_of(dtype))
 
 
-cdef inline void set_group(Task* t, Py_ssize_t operands) noexcept nogil:
-    """For passes that read so many arrays."""
-    cdef Py_ssize_t row_bytes = operands * t.n * itemsize_of(t.dtype)
-    t.group = min(GROUP_BYTES // row_bytes, <Py_ssize_t> GROUP)
-    if t.x.turned or t.y.turned or (operands > 1 and t.dy.turned):
+cdef inline void set_group(Task* t) noexcept nogil:
+    """What is in a group does not show in the result."""
+    cdef bint is_forward = t.dy.data == NULL
+    cdef Py_ssize_t row_bytes = (1 if is_forward else 2) * t.n * itemsize_of(t.dtype)
+    if is_forward or t.by_length:
+        t.group = min(GROUP_BYTES // row_bytes, <Py_ssize_t> GROUP)
+    else:
+        t.group = min(SLOW_GROUP_BYTES // row_bytes, <Py_ssize_t> SLOW_GROUP)
+    if t.x.turned or t.y.turned or t.dy.turned:
         t.group = min(room(True, t.dtype) // t.n, <Py_ssize_t> MAX_GROUP)
     if t.n > CHUNK:  # rows that go through the passes chunk by chunk
         t.group = 1

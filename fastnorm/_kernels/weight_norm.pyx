@@ -113,8 +113,8 @@ cdef int run_rows(
     set_operand(&t.x, v, t.dtype)
     set_operand(&t.dy, dy, t.dtype)
     set_operand(&t.y, result, t.dtype)
-    set_group(t, 1 if dy is None else 2)
     t.by_length, t.eps = True, 0
+    set_group(t)
     t.gamma = t.beta = t.mean = t.rstd = NULL
     t.g, t.norm = vector_of(g), vector_of(norm)
     t.dgamma = t.dbeta = vector_of(None)
