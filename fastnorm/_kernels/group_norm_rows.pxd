@@ -62,7 +62,7 @@ cdef inline void add_samples(
             index = sample * t.period + group
             if t.n <= CHUNK:
                 backward_group(
-                    t, index, count, dgamma + group * t.n, dbeta + group * t.n, t.n,
+                    t, index, count, NULL, dgamma + group * t.n, dbeta + group * t.n, t.n,
                     x_scratch, dy_scratch, dx_scratch, &writer,
                 )
             else:

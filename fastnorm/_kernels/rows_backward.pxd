@@ -204,9 +204,23 @@ cdef inline void flush_sums(
         sums[i] = 0
 
 
+cdef inline Py_ssize_t unflushed_rows(Task* t, Py_ssize_t index) noexcept nogil:
+    """Rows of the block before this one whose parameter gradients are not yet in double."""
+    return index % t.rows_per_block % FLUSH_ROWS
+
+
+cdef inline void flush_rows(
+    Task* t, Py_ssize_t index, double* partial, real* sums
+) noexcept nogil:
+    """Where enough rows, or all of the block, are before this one. partial is NULL where there are
+    no sums, or they are not those of all rows."""
+    if partial != NULL and (unflushed_rows(t, index) == 0 or index == t.rows):
+        flush_sums(partial, sums, 2 * t.n)
+
+
 cdef inline void backward_group(
-    Task* t, Py_ssize_t index, Py_ssize_t count, real* dgamma, real* dbeta, Py_ssize_t step,
-    real* x_scratch, real* dy_scratch, real* dx_scratch, Writer* writer,
+    Task* t, Py_ssize_t index, Py_ssize_t count, double* partial, real* dgamma, real* dbeta,
+    Py_ssize_t step, real* x_scratch, real* dy_scratch, real* dx_scratch, Writer* writer,
 ) noexcept nogil:
     """`count` rows of a chunk at most. From one row's parameter gradients to the next it is `step`
     elements."""
@@ -227,13 +241,15 @@ cdef inline void backward_group(
         keep_length(t, index + k, sums[k])
     k = 0
     while k < count:
-        together = rows_at_once(t, count - k, dgamma, step)
+        together = min(count - k, FLUSH_ROWS - unflushed_rows(t, index + k))
+        together = rows_at_once(t, together, dgamma, step)
         group_gradients(
             t, index + k, together, x + k * x_stride, x_stride, dy + k * dy_stride, dy_stride,
             dx + k * dx_stride, dx_stride, further(dgamma, k * step), further(dbeta, k * step),
             maps + k, sums + k, writer, ahead,
         )
         k += together
+        flush_rows(t, index + k, partial, dgamma)
     store_block(&t.y, offset, t.n, count, t.n, dx, dx_stride, writer)
 
 
@@ -262,22 +278,18 @@ cdef inline void backward_rows(
     Task* t, Py_ssize_t index, Py_ssize_t last, double* partial, real* sums,
     real* x_scratch, real* dy_scratch, real* dx_scratch, Writer* writer,
 ) noexcept nogil:
-    cdef Py_ssize_t count, unflushed = 0
+    cdef Py_ssize_t count
     cdef real* dbeta = further(sums, t.n)
     while index < last:
-        count = min(min(t.group, FLUSH_ROWS - unflushed), last - index)
+        count = min(t.group, last - index)
         if t.n <= CHUNK:
             backward_group(
-                t, index, count, sums, dbeta, 0, x_scratch, dy_scratch, dx_scratch, writer
+                t, index, count, partial, sums, dbeta, 0, x_scratch, dy_scratch, dx_scratch, writer
             )
         else:
             backward_long_row(t, index, sums, dbeta, x_scratch, dy_scratch, dx_scratch, writer)
+            flush_rows(t, index + 1, partial, sums)
         index += count
-        unflushed += count
-        if unflushed == FLUSH_ROWS or index == last:
-            if sums != NULL:
-                flush_sums(partial, sums, 2 * t.n)
-            unflushed = 0
 
 
 cdef inline void backward_typed(

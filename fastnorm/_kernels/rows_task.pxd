@@ -14,8 +14,8 @@ cdef enum:
     MAX_GROUP = 64              # rows, at most, that go through the passes together,
     GROUP = 16                  # and of arrays that are not turned,
     GROUP_BYTES = 16384         # and bytes of these: half of L1.
-    SLOW_GROUP = 32             # The passes that compute most need more of them, so that memory's
-    SLOW_GROUP_BYTES = 65536    # pauses do not show; they find them again in L2
+    LARGE_GROUP = 32            # Passes that compute much take more of them, to hide memory's
+    LARGE_GROUP_BYTES = 65536   # pauses, and find them again in L2
     NARROW = 64                 # shorter rows become columns,
     SIDE_BY_SIDE = 32           # so many of them
     PIECE = 16384               # elements of a long row
@@ -77,16 +77,20 @@ cdef inline void set_view(
     t.rows_per_block = rows_per_block(rows, n * itemsize_of(dtype))
 
 
+cdef inline bint is_direct(Task* t) noexcept nogil:
+    return t.x.direct and t.y.direct and t.dy.direct
+
+
 cdef inline void set_group(Task* t) noexcept nogil:
     """What is in a group does not show in the result."""
     cdef bint is_forward = t.dy.data == NULL
     cdef Py_ssize_t row_bytes = (1 if is_forward else 2) * t.n * itemsize_of(t.dtype)
-    if is_forward or t.by_length:
-        t.group = min(GROUP_BYTES // row_bytes, <Py_ssize_t> GROUP)
-    else:
-        t.group = min(SLOW_GROUP_BYTES // row_bytes, <Py_ssize_t> SLOW_GROUP)
     if t.x.turned or t.y.turned or t.dy.turned:
         t.group = min(room(True, t.dtype) // t.n, <Py_ssize_t> MAX_GROUP)
+    elif is_forward or t.by_length or not is_direct(t):  # blocks in scratch memory stay in L1
+        t.group = min(GROUP_BYTES // row_bytes, <Py_ssize_t> GROUP)
+    else:
+        t.group = min(LARGE_GROUP_BYTES // row_bytes, <Py_ssize_t> LARGE_GROUP)
     if t.n > CHUNK:  # rows that go through the passes chunk by chunk
         t.group = 1
     t.group = max(t.group, <Py_ssize_t> 1)
@@ -94,8 +98,7 @@ cdef inline void set_group(Task* t) noexcept nogil:
 
 cdef inline bint reserve_scratch(Task* t, int num_threads) noexcept nogil:
     """False: no memory."""
-    cdef bint is_direct = t.x.direct and t.y.direct and t.dy.direct and t.n >= NARROW
-    return reserve(&t.scratch, not is_direct, num_threads)
+    return reserve(&t.scratch, not is_direct(t) or t.n < NARROW, num_threads)
 
 
 cdef inline bint is_cut(Task* t) noexcept nogil:
