@@ -23,16 +23,7 @@ cdef extern from "memory.h" nogil:
 
 
 cdef enum:
-    NEAR_BYTES = 8192               # that L1 can hold beside what is in use
     RUN_BYTES = 2048                # of one run of a result in the sink
-
-
-cdef inline void prefetch_ahead(const real* x, Py_ssize_t ahead, Py_ssize_t n) noexcept nogil:
-    """n elements, `ahead` elements further on."""
-    if ahead * <Py_ssize_t> sizeof(real) > NEAR_BYTES:
-        prefetch_far(x + ahead, n * sizeof(real))
-    else:
-        prefetch(x + ahead, n * sizeof(real))
 
 
 cdef inline bint streams(Py_ssize_t num_bytes) noexcept nogil:

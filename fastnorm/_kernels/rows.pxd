@@ -9,7 +9,7 @@ and float32 loses nothing; chunks are combined in double (moments.pxd).
 """
 
 from fastnorm._kernels.arrays cimport real
-from fastnorm._kernels.memory cimport prefetch_ahead
+from fastnorm._kernels.memory cimport prefetch_far
 
 cdef extern from "lanes.h" nogil:
     enum:
@@ -153,7 +153,7 @@ cdef inline void row_scale_shift(
     """y = (x - centre)·scale + shift"""
     cdef Py_ssize_t i
     if ahead:
-        prefetch_ahead(x, ahead, n)
+        prefetch_far(x + ahead, n * sizeof(real))
     for i in range(n):
         y[i] = (x[i] - centre) * scale + shift
 
@@ -192,8 +192,8 @@ cdef inline void row_gradient(
     """dx = (dy + ((x - centre)·slope + shift))·scale"""
     cdef Py_ssize_t i
     if ahead:
-        prefetch_ahead(x, ahead, n)
-        prefetch_ahead(dy, ahead, n)
+        prefetch_far(x + ahead, n * sizeof(real))
+        prefetch_far(dy + ahead, n * sizeof(real))
     for i in range(n):
         dx[i] = (dy[i] + ((x[i] - centre) * slope + shift)) * scale
 
@@ -205,7 +205,7 @@ cdef inline void row_weighted_gradient(
     """dx = (dy·weight + ((x - centre)·slope + shift))·scale"""
     cdef Py_ssize_t i
     if ahead:
-        prefetch_ahead(x, ahead, n)
-        prefetch_ahead(dy, ahead, n)
+        prefetch_far(x + ahead, n * sizeof(real))
+        prefetch_far(dy + ahead, n * sizeof(real))
     for i in range(n):
         dx[i] = (dy[i] * weight + ((x[i] - centre) * slope + shift)) * scale
