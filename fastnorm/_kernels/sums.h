@@ -349,9 +349,10 @@ FASTNORM_INLINE void FASTNORM_NAME(gradients_of)(
     const real *gamma, real *dx, ptrdiff_t dx_step, real *dgamma, real *dbeta, ptrdiff_t n, const real *numbers,
     ptrdiff_t ahead)
 {
+    const ptrdiff_t whole = n - n % WIDTH;
     ptrdiff_t i = 0, k;
-    while (i + WIDTH <= n) {
-        const ptrdiff_t whole = n - n % WIDTH, stop = whole - i < FASTNORM_EVENLY ? whole : i + FASTNORM_EVENLY;
+    while (i < whole) {
+        const ptrdiff_t stop = whole - i < FASTNORM_EVENLY ? whole : i + FASTNORM_EVENLY;
         for (k = 0; ahead && k < rows; ++k)
             fastnorm_prefetch_far(x + k * x_step + i + ahead, (stop - i) * sizeof(real));
         for (; i < stop; i += WIDTH) GRADIENTS(vector, i);
@@ -369,7 +370,8 @@ FASTNORM_ONCE void FASTNORM_NAME(row_gradients)(
     const real *numbers, ptrdiff_t ahead)
 {
 #define KIND(rows, centred, gamma) \
-    FASTNORM_NAME(gradients_of)(rows, centred, dy, dy_step, x, x_step, gamma, dx, dx_step, dgamma, dbeta, n, numbers, ahead)
+    FASTNORM_NAME(gradients_of)(   \
+        rows, centred, dy, dy_step, x, x_step, gamma, dx, dx_step, dgamma, dbeta, n, numbers, ahead)
 #define KINDS(rows)                                 \
     do {                                            \
         if (centred && gamma) KIND(rows, 1, gamma); \
