@@ -48,9 +48,14 @@ def _kernels() -> str | None:
 
 
 _get, _set, _setter = _find()
-_lock = threading.Lock()
-_callers = 0
+_lock = threading.RLock()  # a signal handler may come back to it
+_changed = threading.Condition(_lock)
+_inside: list[int] = []  # the threads of the callers
+_forks = 0  # that wait until nobody is inside
 _restore = 1
+
+# Seconds after which a fork no longer waits.
+_PATIENCE = 20
 
 
 def can_be_single_threaded() -> bool:
@@ -72,33 +77,60 @@ class _SingleThreaded:
     """BLAS runs on the thread that calls it; the previous setting is restored at the end."""
 
     def __enter__(self) -> None:
-        global _callers, _restore
+        global _restore
         with _lock:
-            if _callers == 0:
+            while _forks:
+                _changed.wait()
+            if not _inside:
                 _restore = _get()
                 if _restore != 1:
                     _set(1)
-            _callers += 1
+            _inside.append(threading.get_ident())
 
     def __exit__(self, *error: object) -> None:
-        global _callers
         with _lock:
-            _callers -= 1
-            if _callers == 0 and _restore != 1:
-                _set(_restore)
+            _leave(threading.get_ident())
+            if _forks:
+                _changed.notify_all()
 
 
-def _forget_callers() -> None:
-    """In a forked child: the parent's other threads, of whom some may have been inside, are not
-    here."""
-    global _lock, _callers
-    _lock = threading.Lock()
-    if _callers and _restore != 1:
+def _leave(thread: int) -> None:
+    _inside.remove(thread)
+    if not _inside and _restore != 1:
         _set(_restore)
-    _callers = 0
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_callers)
+def _others_inside() -> list[int]:
+    return [thread for thread in _inside if thread != threading.get_ident()]
+
+
+def _keep_out() -> None:
+    """Before a fork. Were another thread inside, the child would inherit the locks of BLAS that it
+    holds (OpenBLAS takes one to find memory), and wait for them forever."""
+    global _forks
+    _lock.acquire()
+    _forks += 1
+    _changed.wait_for(lambda: not _others_inside(), timeout=_PATIENCE)
+
+
+def _let_in() -> None:
+    global _forks
+    _forks -= 1
+    _changed.notify_all()
+    _lock.release()
+
+
+def _let_in_child() -> None:
+    """Nobody else waits here, and whoever may still have been inside is not."""
+    global _lock, _changed, _forks
+    _lock = threading.RLock()
+    _changed = threading.Condition(_lock)
+    _forks = 0
+    for thread in _others_inside():
+        _leave(thread)
+
+
+if _set is not None and hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_keep_out, after_in_parent=_let_in, after_in_child=_let_in_child)
 
 single_threaded = _SingleThreaded() if _set is not None else nullcontext()

@@ -114,15 +114,14 @@ if not is_same(0):
     run_python(*FORKING, USE_THREADS + code, timeout=120)
 
 
-@needs_fork
-def test_fork_leaves_blas_its_threads(run_python):
-    """BLAS is set to one thread while affine runs: not for good in a child forked meanwhile."""
-    code = """
+BLAS = (
+    USE_THREADS
+    + """
 from fastnorm import _blas
 
 if not _blas.can_be_single_threaded():
     sys.exit(0)
-threads = _blas._get()
+_blas._set(3)
 inside, leave = threading.Event(), threading.Event()
 
 def stay():
@@ -130,16 +129,56 @@ def stay():
         inside.set()
         leave.wait()
 
+def has_threads():
+    return _blas._get() == 3 and is_same(0) and _blas._get() == 3
+
 thread = threading.Thread(target=stay)
+"""
+)
+
+
+@needs_fork
+def test_fork_waits_until_nobody_is_in_blas(run_python):
+    """Who is inside may hold a lock of BLAS, which the child would wait for."""
+    code = """
 thread.start()
 inside.wait()
-run_in_child(lambda: _blas._get() == threads and is_same(0) and _blas._get() == threads)
-leave.set()
+timer = threading.Timer(0.2, leave.set)
+timer.start()
+run_in_child(lambda: leave.is_set() and has_threads())
 thread.join()
-if _blas._get() != threads:
+if not has_threads():
     sys.exit("the parent's BLAS has lost its threads")
 """
-    run_python(*FORKING, USE_THREADS + code)
+    run_python(*FORKING, BLAS + code)
+
+
+@needs_fork
+def test_fork_waits_for_some_time(run_python):
+    """BLAS is set to one thread while affine runs: not for good in a child forked meanwhile."""
+    code = """
+_blas._PATIENCE = 0.05
+thread.start()
+inside.wait()
+run_in_child(lambda: not leave.is_set() and has_threads())
+leave.set()
+thread.join()
+if not has_threads():
+    sys.exit("the parent's BLAS has lost its threads")
+"""
+    run_python(*FORKING, BLAS + code)
+
+
+@needs_fork
+def test_fork_by_who_is_inside(run_python):
+    """As a signal handler may."""
+    code = """
+with _blas.single_threaded:
+    run_in_child(lambda: _blas._get() == 1 and is_same(0) and _blas._get() == 1)
+if not has_threads():
+    sys.exit("the parent's BLAS has lost its threads")
+"""
+    run_python(*FORKING, BLAS + code)
 
 
 # What a child of another kind imports.
