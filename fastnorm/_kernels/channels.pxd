@@ -29,7 +29,7 @@ from fastnorm._kernels.channels_task cimport Grid, at_sample
 from fastnorm._kernels.channels_task cimport block_at, mapped_view, plan_whole_tiles, range_count
 from fastnorm._kernels.channels_task cimport range_width
 from fastnorm._kernels.columns cimport STRIP
-from fastnorm._kernels.memory cimport streams
+from fastnorm._kernels.memory cimport LINE, at_line, streams
 from fastnorm._kernels.operands cimport Scratch, nth, of_this_thread, release, reserve
 from fastnorm._pool cimport parallel_for
 
@@ -279,7 +279,7 @@ cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
     if t.reduction == NO_REDUCTION:
         partials = 0
     memory = <char*> malloc(
-        2 * partials + t.batch * COEFFICIENTS * mapped.width * itemsize_of(t.dtype)
+        2 * partials + t.batch * COEFFICIENTS * mapped.width * itemsize_of(t.dtype) + LINE
     )
     if memory == NULL:
         return False
@@ -289,7 +289,7 @@ cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
     mapped.scratch = t.scratch
     t.first = mapped.first = <double*> memory
     t.second = mapped.second = <double*> (memory + partials)
-    t.coefficients = mapped.coefficients = memory + 2 * partials
+    t.coefficients = mapped.coefficients = at_line(memory + 2 * partials)
     mapped.streams, mapped.ahead = t.streams, t.ahead
     if t.whole_tiles:
         parallel_for(whole_block, t, t.batch * t.grid.tiles, team)

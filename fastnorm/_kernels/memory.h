@@ -43,19 +43,21 @@ static inline void fastnorm_stream_line(char *to, const char *from)
     int i;
 #if defined(__AVX__)
     for (i = 0; i < FASTNORM_LINE; i += 32)
-        _mm256_stream_si256((__m256i *)(to + i), _mm256_load_si256((const __m256i *)(from + i)));
+        _mm256_stream_si256((__m256i *)(to + i), _mm256_loadu_si256((const __m256i *)(from + i)));
 #else
     for (i = 0; i < FASTNORM_LINE; i += 16)
-        _mm_stream_si128((__m128i *)(to + i), _mm_load_si128((const __m128i *)(from + i)));
+        _mm_stream_si128((__m128i *)(to + i), _mm_loadu_si128((const __m128i *)(from + i)));
 #endif
 }
 #endif
 
-/* Where a piece of a result is computed that is then streamed: it stays in L1. A byte that belongs to a line's byte k
-   is byte k of a line here. */
+/* Where a piece of a result is computed that is then streamed: it stays in L1. A store that crosses a page waits until
+   all streaming stores before it are done, which halves the speed; so what is computed in the sink either stays in its
+   first page or begins with a line, and then in whole lines. */
+#define FASTNORM_PAGE 4096
 #define FASTNORM_SINK 8192
 typedef struct {
-    _Alignas(FASTNORM_LINE) char bytes[FASTNORM_SINK + FASTNORM_LINE];
+    _Alignas(FASTNORM_PAGE) char bytes[FASTNORM_PAGE + FASTNORM_SINK];
 } fastnorm_sink;
 
 /* Memory for a block of an array that is strided or of another type: see operands.pxd. */
@@ -64,10 +66,9 @@ typedef struct {
 #define FASTNORM_SCRATCH_BYTES (FASTNORM_SCRATCH + FASTNORM_SCRATCH_ROWS * 4 * FASTNORM_LINE)
 
 /* A copy whose whole lines go to memory without being read first. The pool issues the fence. */
-static inline void fastnorm_stream(char *to, const fastnorm_sink *sink, ptrdiff_t num_bytes)
+static inline void fastnorm_stream(char *to, const char *from, ptrdiff_t num_bytes)
 {
     ptrdiff_t begun = (ptrdiff_t)((uintptr_t)to % FASTNORM_LINE), head = begun ? FASTNORM_LINE - begun : 0;
-    const char *from = sink->bytes + begun;
     if (head > num_bytes) head = num_bytes;
     if (head) memcpy(to, from, head);
     to += head, from += head, num_bytes -= head;

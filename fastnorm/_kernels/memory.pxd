@@ -13,17 +13,19 @@ from fastnorm._kernels.arrays cimport real
 cdef extern from "memory.h" nogil:
     enum:
         LINE "FASTNORM_LINE"            # bytes in a line of the cache
+        PAGE "FASTNORM_PAGE"
         SINK "FASTNORM_SINK"            # bytes of a result that is computed elsewhere
     ctypedef struct Sink "fastnorm_sink":
-        char bytes[8256]
+        char bytes[12288]
     void prefetch "fastnorm_prefetch"(const void* memory, Py_ssize_t num_bytes)
     void prefetch_far "fastnorm_prefetch_far"(const void* memory, Py_ssize_t num_bytes)
-    void stream "fastnorm_stream"(char* to, const Sink* sink, Py_ssize_t num_bytes)
+    void stream "fastnorm_stream"(char* to, const char* from_, Py_ssize_t num_bytes)
     bint CAN_STREAM "FASTNORM_CAN_STREAM"
 
 
 cdef enum:
     RUN_BYTES = 2048                # of one run of a result in the sink
+    DISTANCE = 512
 
 
 cdef inline bint streams(Py_ssize_t num_bytes) noexcept nogil:
@@ -36,18 +38,25 @@ cdef struct Writer:
     bint streams
     bint direct                 # results are computed where they belong, or in the sink
     char* begin                 # where the content of the sink belongs
+    char* content               # and where that is now
     Py_ssize_t held             # bytes of it
 
 
 cdef inline void open_writer(Writer* w, bint streams, bint direct) noexcept nogil:
     """Not direct: results are computed elsewhere, and come here as bytes."""
     w.streams, w.direct, w.begin, w.held = streams, direct, NULL, 0
+    w.content = w.sink.bytes
 
 
 cdef inline void flush(Writer* w) noexcept nogil:
     if w.held:
-        stream(w.begin, &w.sink, w.held)
+        stream(w.begin, w.content, w.held)
         w.held = 0
+
+
+cdef inline char* at_line(void* p) noexcept nogil:
+    """The first line from p on, which is less than LINE bytes further."""
+    return <char*> p + (LINE - <Py_ssize_t> (<uintptr_t> p % LINE)) % LINE
 
 
 cdef inline Py_ssize_t line_offset(const char* p) noexcept nogil:
@@ -68,8 +77,9 @@ cdef inline char* place_bytes(
         flush(w)
         w.begin = p
         end = line_offset(p)
+        w.content = w.sink.bytes + end
     n[0] = min(n[0], (RUN_BYTES - end) // size)
-    target = w.sink.bytes + end
+    target = w.content + w.held
     w.held += n[0] * size
     return target
 
@@ -81,10 +91,19 @@ cdef inline real* place(Writer* w, real* y, Py_ssize_t* n) noexcept nogil:
     return <real*> place_bytes(w, <char*> y, sizeof(real), n)
 
 
-cdef inline real* place_rows(Writer* w, real* y, Py_ssize_t n) noexcept nogil:
-    """The same for n elements at once, at most SINK bytes."""
+cdef inline bint fits_rows(Py_ssize_t rows, Py_ssize_t row_bytes) noexcept nogil:
+    """Whether `place_rows` takes them."""
+    return rows * row_bytes <= (SINK if row_bytes % LINE == 0 else PAGE)
+
+
+cdef inline real* place_rows(Writer* w, real* y, Py_ssize_t rows, Py_ssize_t n) noexcept nogil:
+    """The same for all of some rows."""
     if not (w.streams and w.direct):
         return y
     flush(w)
-    w.begin, w.held = <char*> y, n * sizeof(real)
-    return <real*> (w.sink.bytes + line_offset(w.begin))
+    w.begin, w.content, w.held = <char*> y, w.sink.bytes, rows * n * sizeof(real)
+    if n * sizeof(real) % LINE == 0:
+        # Away from where x, most often, is in its page: a load waits for a store that is whole
+        # pages away, as if it were to the same place.
+        w.content += (<uintptr_t> y - DISTANCE) % PAGE // LINE * LINE
+    return <real*> w.content

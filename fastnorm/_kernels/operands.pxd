@@ -15,7 +15,7 @@ from libc.stdlib cimport free, llabs, malloc
 from fastnorm._kernels.arrays cimport FLOAT32, FLOAT64, NONE, Dtype, data_of, dtype_of
 from fastnorm._kernels.arrays cimport itemsize_of, real
 from fastnorm._kernels.convert cimport read_run, write_run
-from fastnorm._kernels.memory cimport LINE, Writer, place_bytes, prefetch, prefetch_far
+from fastnorm._kernels.memory cimport LINE, Writer, at_line, place_bytes, prefetch, prefetch_far
 from fastnorm._pool cimport participant
 
 cdef extern from "transpose.h" nogil:
@@ -65,7 +65,7 @@ cdef inline bint reserve(Scratch* scratch, bint is_needed, int num_threads) noex
         scratch.memory = <char*> malloc(num_threads * 3 * <Py_ssize_t> SCRATCH_BYTES + LINE)
         if scratch.memory == NULL:
             return False
-        scratch.first = scratch.memory + (LINE - <Py_ssize_t> (<uintptr_t> scratch.memory % LINE))
+        scratch.first = at_line(scratch.memory)
     return True
 
 

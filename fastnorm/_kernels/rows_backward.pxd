@@ -10,8 +10,8 @@ from libc.stdlib cimport calloc, free, malloc
 
 from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
 from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div, threads_for
-from fastnorm._kernels.memory cimport SINK, Writer, flush, open_writer, place, place_rows
-from fastnorm._kernels.memory cimport prefetch_far, streams
+from fastnorm._kernels.memory cimport LINE, Writer, at_line, fits_rows, flush, open_writer, place
+from fastnorm._kernels.memory cimport place_rows, prefetch_far, streams
 from fastnorm._kernels.operands cimport Scratch, load_block, of_this_thread, release
 from fastnorm._kernels.operands cimport nth, result_block, store_block
 from fastnorm._kernels.rows cimport CHUNK, row_gradient_sums
@@ -148,13 +148,11 @@ cdef inline Py_ssize_t rows_at_once(
 ) noexcept nogil:
     """So many rows, of the next `count`, that share their parameters, go through `row_gradients`
     together."""
-    cdef Py_ssize_t rows = 4 if count >= 4 else 2
-    if t.streams and rows * t.n * itemsize_of(t.dtype) > SINK:
-        rows = 2
-    if count < 2 or dgamma == NULL or step or t.period > 1 or (
-        t.streams and rows * t.n * itemsize_of(t.dtype) > SINK
-    ):
-        rows = 1
+    cdef Py_ssize_t rows = 4 if count >= 4 else count, row_bytes = t.n * itemsize_of(t.dtype)
+    if dgamma == NULL or step or t.period > 1:
+        return 1
+    while rows > 1 and (rows == 3 or t.streams and not fits_rows(rows, row_bytes)):
+        rows -= 1
     return rows
 
 
@@ -190,7 +188,7 @@ cdef inline void group_gradients(
     row_numbers(t, maps, sums, rows, numbers)
     row_gradients(
         rows, t.centred, dy, dy_step, x, x_step, <const real*> t.gamma,
-        place_rows(writer, dx, rows * t.n), dx_step, dgamma, dbeta, t.n, numbers, ahead,
+        place_rows(writer, dx, rows, t.n), dx_step, dgamma, dbeta, t.n, numbers, ahead,
     )
 
 
@@ -339,8 +337,8 @@ cdef inline void sum_partials(Task* t, Py_ssize_t blocks) noexcept nogil:
 
 cdef inline bint backward_whole_rows(Task* t, int num_threads) noexcept nogil:
     """Each block adds up its rows' parameter gradients for itself. False: no memory."""
-    cdef Py_ssize_t blocks
-    cdef bint has_memory
+    cdef Py_ssize_t blocks, partials
+    cdef char* memory
     if t.by_length:  # dg is a row's own
         t.partials, t.sums = NULL, NULL
         parallel_for(backward_block, t, ceil_div(t.rows, t.rows_per_block), num_threads)
@@ -349,15 +347,16 @@ cdef inline bint backward_whole_rows(Task* t, int num_threads) noexcept nogil:
         max(t.rows_per_block, <Py_ssize_t> FLUSH_ROWS), ceil_div(t.rows, MAX_PARTIALS)
     )
     blocks = ceil_div(t.rows, t.rows_per_block)
-    t.partials = <double*> calloc(blocks * 2 * t.n, sizeof(double))
-    t.sums = calloc(blocks * 2 * t.n, itemsize_of(t.dtype))
-    has_memory = t.partials != NULL and t.sums != NULL
-    if has_memory:
-        parallel_for(backward_block, t, blocks, num_threads)
-        sum_partials(t, blocks)
-    free(t.partials)
-    free(t.sums)
-    return has_memory
+    partials = blocks * 2 * t.n * sizeof(double)
+    memory = <char*> calloc(partials + blocks * 2 * t.n * itemsize_of(t.dtype) + LINE, 1)
+    if memory == NULL:
+        return False
+    t.partials = <double*> memory
+    t.sums = at_line(memory + partials)  # a store that crosses a page waits for the streaming ones
+    parallel_for(backward_block, t, blocks, num_threads)
+    sum_partials(t, blocks)
+    free(memory)
+    return True
 
 
 cdef inline void sums_block(void* task, Py_ssize_t block) noexcept nogil:
