@@ -33,6 +33,8 @@ cdef extern from "memory.h" nogil:
 cdef enum:
     MAX_AXES = 64               # NumPy's limit
     ROOM = 2048                 # elements of a block that stays in L1
+    TURNED_BYTES = 65536        # of one of a turned array
+    WIDE = 512                  # bytes side by side that are worth streaming, and not asking for
     SIDE = 16                   # of the tiles in which rows and columns change places
 
 
@@ -96,7 +98,7 @@ cdef inline bint is_turned(const Operand* o) noexcept nogil:
 cdef inline Py_ssize_t room(bint turned, Dtype dtype) noexcept nogil:
     """Elements of a block of a certain type. In a turned array it has to be wide to be read, and
     written, by more than single cache lines."""
-    return SCRATCH // itemsize_of(dtype) if turned else <Py_ssize_t> ROOM
+    return TURNED_BYTES // itemsize_of(dtype) if turned else <Py_ssize_t> ROOM
 
 
 cdef inline void set_operand(Operand* o, cnp.ndarray array, Dtype working) noexcept:
@@ -154,6 +156,12 @@ cdef inline void transpose(
         transpose_double(x, x_stride, rows, n, y, y_stride)
 
 
+cdef inline Py_ssize_t padded(Py_ssize_t n) noexcept nogil:
+    """Elements from one row of n to the next, so that rows begin on cache lines, an odd number of
+    them apart: an even one lets the columns of a block fall into a few sets of the cache."""
+    return ((n + SIDE - 1) // SIDE | 1) * SIDE
+
+
 cdef inline Py_ssize_t adjacent_rows(
     const Operand* o, const char* p, Py_ssize_t index, Py_ssize_t step, Py_ssize_t rows,
     Py_ssize_t n, Py_ssize_t* stride,
@@ -178,34 +186,53 @@ cdef inline void read_turned(
     real* to, Py_ssize_t to_stride,
 ) noexcept nogil:
     """At most SCRATCH_ROWS rows that are `stride` bytes apart: SIDE elements of all of them at a
-    time, since rows are nearer to each other than the elements of a row. Where rows lie side by
+    time, since rows are nearer to each other than the elements of a row. Where few rows lie side by
     side, what follows them is wanted next."""
-    cdef real tile[SIDE * SCRATCH_ROWS]
-    cdef Py_ssize_t j = 0, k, width, step = o.stride[o.axes - 1]
-    cdef bint side_by_side = stride == itemsize_of(o.dtype)
+    cdef real tile[SIDE * (SCRATCH_ROWS + SIDE)]
+    cdef Py_ssize_t j = 0, k, width, step = o.stride[o.axes - 1], apart = padded(rows)
+    cdef bint asks = stride == itemsize_of(o.dtype) and rows * stride < WIDE
     while j < n:
         width = min(n - j, <Py_ssize_t> SIDE)
         for k in range(width):
-            read_run(o.dtype, p + (j + k) * step, stride, rows, tile + k * SCRATCH_ROWS)
-            if side_by_side:
+            read_run(o.dtype, p + (j + k) * step, stride, rows, tile + k * apart)
+            if asks:
                 prefetch(p + (j + k) * step + rows * stride, rows * stride)
-        transpose(tile, <Py_ssize_t> SCRATCH_ROWS, width, rows, to + j, to_stride)
+        transpose(tile, apart, width, rows, to + j, to_stride)
         j += width
+
+
+cdef inline void write_strided(
+    const Operand* o, const real* values, Py_ssize_t n, char* p, Py_ssize_t stride, Writer* writer
+) noexcept nogil:
+    """n elements from p on, past the cache where they lie side by side and the writer streams."""
+    cdef Py_ssize_t length, size = itemsize_of(o.dtype)
+    cdef char* target
+    while n > 0:
+        length = n
+        target = place_bytes(writer, p, size, &length) if stride == size else p
+        write_run(o.dtype, values, length, target, stride)
+        values += length
+        p += length * stride
+        n -= length
 
 
 cdef inline void write_turned(
     const Operand* o, const real* values, Py_ssize_t values_stride, Py_ssize_t rows, Py_ssize_t n,
-    char* p, Py_ssize_t stride,
+    char* p, Py_ssize_t stride, Writer* writer,
 ) noexcept nogil:
-    cdef real tile[SIDE * SCRATCH_ROWS]
-    cdef Py_ssize_t j = 0, k, width, step = o.stride[o.axes - 1]
+    cdef real tile[SIDE * (SCRATCH_ROWS + SIDE)]
+    cdef Py_ssize_t j = 0, k, width, step = o.stride[o.axes - 1], apart = padded(rows)
     cdef bint side_by_side = stride == itemsize_of(o.dtype)
+    cdef bint is_wide = side_by_side and rows * stride >= WIDE, asks = side_by_side and not is_wide
     while j < n:
         width = min(n - j, <Py_ssize_t> SIDE)
-        transpose(values + j, values_stride, rows, width, tile, <Py_ssize_t> SCRATCH_ROWS)
+        transpose(values + j, values_stride, rows, width, tile, apart)
         for k in range(width):
-            write_run(o.dtype, tile + k * SCRATCH_ROWS, rows, p + (j + k) * step, stride)
-            if side_by_side:
+            if is_wide:
+                write_strided(o, tile + k * apart, rows, p + (j + k) * step, stride, writer)
+            else:
+                write_run(o.dtype, tile + k * apart, rows, p + (j + k) * step, stride)
+            if asks:
                 prefetch(p + (j + k) * step + rows * stride, rows * stride)
         j += width
 
@@ -231,27 +258,15 @@ cdef inline void read_elements(
 cdef inline void write_elements(
     const Operand* o, Py_ssize_t index, Py_ssize_t n, const real* values, Writer* writer
 ) noexcept nogil:
-    cdef Py_ssize_t run, length, stride = o.stride[o.axes - 1], size = itemsize_of(o.dtype)
+    cdef Py_ssize_t run, stride = o.stride[o.axes - 1]
     cdef char* p
-    cdef char* target
     while n > 0:
         p = address(o, index, &run)
         run = min(run, n)
+        write_strided(o, values, run, p, stride, writer)
+        values += run
         index += run
         n -= run
-        while run > 0:
-            length = run
-            target = place_bytes(writer, p, size, &length) if stride == size else p
-            write_run(o.dtype, values, length, target, stride)
-            values += length
-            p += length * stride
-            run -= length
-
-
-cdef inline Py_ssize_t padded(Py_ssize_t n) noexcept nogil:
-    """Elements from one row of n to the next, so that rows begin on cache lines, an odd number of
-    them apart: an even one lets the columns of a block fall into a few sets of the cache."""
-    return ((n + SIDE - 1) // SIDE | 1) * SIDE
 
 
 cdef inline bint is_one_run(const Operand* o, Py_ssize_t step, Py_ssize_t n) noexcept nogil:
@@ -325,7 +340,7 @@ cdef inline void store_block(
         if run >= n:
             count = adjacent_rows(o, p, index + i * step, step, rows - i, n, &apart)
         if count > 1:
-            write_turned(o, values + i * stride, stride, count, n, p, apart)
+            write_turned(o, values + i * stride, stride, count, n, p, apart, writer)
         else:
             write_elements(o, index + i * step, n, values + i * stride, writer)
         i += count

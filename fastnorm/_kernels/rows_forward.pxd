@@ -17,6 +17,9 @@ from fastnorm._kernels.rows_task cimport finish_statistics, is_cut, parameters_o
 from fastnorm._kernels.rows_task cimport piece_length, reserve_scratch, row_map, shifted
 from fastnorm._pool cimport parallel_for
 
+cdef enum:
+    BLOCKS_PER_THREAD = 4       # at least, of turned arrays
+
 
 cdef inline void group_statistics(
     Task* t, const real* x, Py_ssize_t stride, Py_ssize_t index, Py_ssize_t count,
@@ -217,6 +220,8 @@ cdef inline bint run_forward(Task* t, int num_threads) noexcept nogil:
     cdef Py_ssize_t num_bytes = t.rows * t.n * itemsize_of(t.x.dtype)
     cdef int team = threads_for(num_bytes, num_threads)
     t.streams = streams(2 * num_bytes)
+    # Turned arrays are read, and written, by runs as long as a block has rows.
+    t.rows_per_block = max(t.rows_per_block, min(t.group, t.rows // (BLOCKS_PER_THREAD * team)))
     cdef bint has_memory = reserve_scratch(t, team)
     if has_memory and is_cut(t):
         has_memory = forward_pieces(t, team)

@@ -6,12 +6,13 @@ from libc.math cimport sqrt
 from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport ceil_div, rows_per_block
 from fastnorm._kernels.moments cimport Extent, Moments, is_usable, rescue
-from fastnorm._kernels.operands cimport Operand, Scratch, reserve, room
+from fastnorm._kernels.operands cimport SCRATCH, Operand, Scratch, reserve
 from fastnorm._kernels.rows cimport CHUNK
 from fastnorm._kernels.vectors cimport Vector, load, store
 
 cdef enum:
-    MAX_GROUP = 64              # rows, at most, that go through the passes together,
+    MAX_GROUP = 256             # rows, at most, that go through the passes together: the longer
+                                # the runs that a turned array is read by, the better,
     GROUP = 16                  # and of arrays that are not turned,
     GROUP_BYTES = 16384         # and bytes of these: half of L1.
     LARGE_GROUP = 32            # Passes that compute much take more of them, to hide memory's
@@ -86,7 +87,7 @@ cdef inline void set_group(Task* t) noexcept nogil:
     cdef bint is_forward = t.dy.data == NULL
     cdef Py_ssize_t row_bytes = (1 if is_forward else 2) * t.n * itemsize_of(t.dtype)
     if t.x.turned or t.y.turned or t.dy.turned:
-        t.group = min(room(True, t.dtype) // t.n, <Py_ssize_t> MAX_GROUP)
+        t.group = min(SCRATCH // (t.n * itemsize_of(t.dtype)), <Py_ssize_t> MAX_GROUP)
     elif is_forward or t.by_length or not is_direct(t):  # blocks in scratch memory stay in L1
         t.group = min(GROUP_BYTES // row_bytes, <Py_ssize_t> GROUP)
     else:
