@@ -264,9 +264,9 @@ cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
     cdef Py_ssize_t num_bytes = t.batch * t.n * t.c * t.s * itemsize_of(t.x.dtype)
     cdef int team = threads_for(num_bytes, num_threads)
     cdef char* memory
-    t.streams = streams((3 if t.dy != NULL else 2) * num_bytes)
+    t.streams = streams((3 if t.dy != NULL else 2) * num_bytes, team)
     if t.reduction == NO_REDUCTION and team > 1:
-        t.streams = streams(num_bytes)  # until then, the cache takes more than memory does
+        t.streams = streams(num_bytes, team)  # until then, the cache takes more than memory does
     if t.conclude != NULL or t.mapped != NULL:
         plan_whole_tiles(t, team)
     elif not t.planes and not t.streams:

@@ -25,12 +25,14 @@ cdef extern from "memory.h" nogil:
 
 cdef enum:
     RUN_BYTES = 2048                # of one run of a result in the sink
-    DISTANCE = 512
+    DISTANCE = 512                  # bytes
 
 
-cdef inline bint streams(Py_ssize_t num_bytes) noexcept nogil:
-    """Whether a call that reads and writes so many bytes in all should write past the cache."""
-    return CAN_STREAM and num_bytes > last_cache_bytes() // 8 * 5
+cdef inline bint streams(Py_ssize_t num_bytes, int num_threads) noexcept nogil:
+    """Whether a call that reads and writes so many bytes in all should write past the cache, of
+    which one core alone has the use of less."""
+    cdef Py_ssize_t quarter = last_cache_bytes() // 4
+    return CAN_STREAM and num_bytes > (2 if num_threads == 1 else 3) * quarter
 
 
 cdef struct Writer:

@@ -11,8 +11,8 @@ from fastnorm._kernels.rows cimport CHUNK
 from fastnorm._kernels.vectors cimport Vector, load, store
 
 cdef enum:
-    MAX_GROUP = 256             # rows, at most, that go through the passes together: the longer
-                                # the runs that a turned array is read by, the better,
+    # A turned array is read by runs of so many elements: the longer, the better.
+    MAX_GROUP = 256             # rows, at most, that go through the passes together,
     GROUP = 16                  # and of arrays that are not turned,
     GROUP_BYTES = 16384         # and bytes of these: half of L1.
     LARGE_GROUP = 32            # Passes that compute much take more of them, to hide memory's
