@@ -5,6 +5,8 @@ A, B or C is what BLAS takes (rows of the type that is computed in, one element 
 distance apart), it is used as it lies. Else the tile's part of a chunk is brought into a panel, or
 the tile computed in one, through the blocks of operands.pxd: a panel is all the memory it takes.
 Many chunks in float are added up in double: over a million rows, a chain of them loses digits.
+Where the depth is long beside C, it is cut rather than C, into ranges whose sums are then added in
+their order: BLAS packs its share of A and of B for every tile, which for a small one is much.
 
 Tiles and chunks depend on the shape alone, and BLAS gets a panel in the form in which it gets the
 array itself. So the bits depend neither on the threads nor on strides, and a 16-bit array gives
@@ -41,6 +43,9 @@ cdef enum:
     PANEL = 65536               # elements of a chunk of A, so that its panel stays in L2,
     MIN_DEPTH = 256             # and of its rows: below, C is read and written too often
     FLUSH = 32                  # chunks added in float before they go into double
+    MIN_RANGE = 512             # elements of a range of the depth
+    ADDED = 512                 # columns of these at a time
+    STRIP_BYTES = 65536         # of sums of ranges that are added up together
     GROUP = 4                   # tiles beside each other that share a panel of A,
     ENOUGH = 32                 # if there are so many blocks nevertheless
 
@@ -67,6 +72,10 @@ cdef struct Product:
     const void* bias            # (n,), in this dtype, or NULL
     Py_ssize_t tile_m, tile_n, depth
     bint is_deep                # C is added up in double
+    Py_ssize_t ranges, range    # of the depth; elements of one
+    char* sums                  # (ranges, m, n), if there are several: then C is here first,
+    Operand result              # and goes there
+    Py_ssize_t strip            # rows of it at a time
     Py_ssize_t width            # columns of a block: a group of tiles
     Py_ssize_t blocks_n
     char* scratch               # of all threads
@@ -98,18 +107,22 @@ cdef inline void cut_tiles(Product* t) noexcept nogil:
     """Tiles enough to feed the threads, but large ones: each packs its share of A and of B."""
     cdef double work = 2.0 * t.m * t.n * t.k
     cdef double num_bytes = 1.0 * (t.m * t.k + t.k * t.n + t.m * t.n) * itemsize_of(t.dtype)
+    cdef Py_ssize_t longest
     # More of a larger product, and larger ones: the root of the work.
     cdef double wanted = max(TILES_OF_WORK * sqrt(work / 1e12), num_bytes / TILE_BYTES)
     wanted = min(wanted, <double> MAX_PARTIALS) / sqrt(2.0)  # tiles are halved: the nearest number
-    t.tile_m, t.tile_n = t.m, t.n
+    t.tile_m, t.tile_n, t.ranges = t.m, t.n, 1
     if wanted < 2 and work >= SMALL_WORK:
         t.tile_m = max(half(t.m), <Py_ssize_t> MIN_TILE // 2)
     while t.tile_m > MAX_TILE_ROWS:
         t.tile_m = half(t.tile_m)
     while t.tile_n > MAX_TILE_COLUMNS:
         t.tile_n = half(t.tile_n)
-    while ceil_div(t.m, t.tile_m) * ceil_div(t.n, t.tile_n) < wanted:
-        if t.tile_n > MIN_TILE and (t.tile_n >= 2 * t.tile_m or t.tile_m <= GOOD_ROWS):
+    while t.ranges * ceil_div(t.m, t.tile_m) * ceil_div(t.n, t.tile_n) < wanted:
+        longest = max(max(t.tile_m, t.tile_n), 2 * <Py_ssize_t> MIN_RANGE)
+        if min(t.m, t.n) >= MIN_TILE and t.k > t.ranges * longest:
+            t.ranges *= 2
+        elif t.tile_n > MIN_TILE and (t.tile_n >= 2 * t.tile_m or t.tile_m <= GOOD_ROWS):
             t.tile_n = half(t.tile_n)
         elif t.tile_m > MIN_TILE:
             t.tile_m = half(t.tile_m)
@@ -120,8 +133,11 @@ cdef inline void cut_tiles(Product* t) noexcept nogil:
 cdef inline void cut_depth(Product* t) noexcept nogil:
     """Into chunks of almost the same length."""
     cdef Py_ssize_t most = max(PANEL // t.tile_m, <Py_ssize_t> MIN_DEPTH)
-    t.depth = ceil_div(ceil_div(t.k, ceil_div(t.k, most)), TILE_STEP) * TILE_STEP
-    t.is_deep = t.dtype == FLOAT32 and t.k > FLUSH * t.depth
+    cdef Py_ssize_t k = ceil_div(t.k, t.ranges)
+    t.depth = ceil_div(ceil_div(k, ceil_div(k, most)), TILE_STEP) * TILE_STEP
+    t.range = ceil_div(k, t.depth) * t.depth
+    t.ranges = ceil_div(t.k, t.range)
+    t.is_deep = t.dtype == FLOAT32 and t.range > FLUSH * t.depth
 
 
 cdef inline void group_tiles(Product* t) noexcept nogil:
@@ -311,26 +327,30 @@ cdef inline void add_rows(
 
 
 cdef inline void compute_block(Product* t, Py_ssize_t block, real* scratch) noexcept nogil:
-    cdef Py_ssize_t row = block // t.blocks_n * t.tile_m, m = min(t.tile_m, t.m - row)
-    cdef Py_ssize_t column = block % t.blocks_n * t.width, width = min(t.width, t.n - column)
-    cdef Py_ssize_t index = row * t.n + column, start = 0, stride = t.c.stride, chunk = 0
+    """A group of tiles, or a range of the depth of these."""
+    cdef Py_ssize_t r = block % t.ranges, start = r * t.range, stop = min(start + t.range, t.k)
+    cdef Py_ssize_t group = block // t.ranges
+    cdef Py_ssize_t row = group // t.blocks_n * t.tile_m, m = min(t.tile_m, t.m - row)
+    cdef Py_ssize_t column = group % t.blocks_n * t.width, width = min(t.width, t.n - column)
+    cdef Py_ssize_t index = (r * t.m + row) * t.n + column, stride = t.c.stride, chunk = 0
     cdef real* b_panel = scratch + a_size(t)
-    cdef real* c = <real*> t.c.memory.data + row * stride + column
+    cdef real* c = <real*> t.c.memory.data + (r * t.m + row) * stride + column
     cdef double* totals = NULL
+    cdef bint add = False
     cdef Writer writer
     if t.c.stride == 0:
         c = result_block(&t.c.memory, index, t.n, width, b_panel + b_size(t), &stride)
         totals = <double*> (b_panel + b_size(t) + panel_size(&t.c, t.tile_m, t.width))
         open_writer(&writer, False, False)
-    while start < t.k:
+    while start < stop:
         add_chunk(
             t, row, m, column, width, start, chunk > 0, c, stride, scratch, b_panel
         )
         start += t.depth
         chunk += 1
-        if t.is_deep and (chunk == FLUSH or start >= t.k):
-            add_rows(totals, c, m, width, stride, start > FLUSH * t.depth)
-            chunk = 0
+        if t.is_deep and (chunk == FLUSH or start >= stop):
+            add_rows(totals, c, m, width, stride, add)
+            chunk, add = 0, True
     if t.is_deep:
         store_block(&t.c.memory, index, t.n, m, width, totals, stride, &writer)
     elif t.c.stride == 0:
@@ -346,21 +366,72 @@ cdef inline void product_block(void* task, Py_ssize_t block) noexcept nogil:
         compute_block(t, block, <double*> scratch)
 
 
+cdef inline void add_strip(Product* t, Py_ssize_t row, const real* sums) noexcept nogil:
+    """The sums of all ranges, for some rows of C, a few columns at a time. Rounded to the type that
+    is computed in, as without ranges, and then to that of the result."""
+    cdef double totals[ADDED]
+    cdef real row_of_c[ADDED]
+    cdef Py_ssize_t m = min(t.strip, t.m - row), i, column, width, r, j
+    cdef const real* c
+    cdef Writer writer
+    open_writer(&writer, False, False)
+    for i in range(row, row + m):
+        column = 0
+        while column < t.n:
+            width = min(t.n - column, <Py_ssize_t> ADDED)
+            for r in range(t.ranges):
+                c = sums + (r * t.m + i) * t.n + column
+                for j in range(width):
+                    totals[j] = c[j] + (totals[j] if r else 0)
+            for j in range(width):
+                row_of_c[j] = <real> totals[j]
+            store_block(&t.result, i * t.n + column, t.n, 1, width, row_of_c, width, &writer)
+            column += width
+
+
+cdef inline void strip_block(void* task, Py_ssize_t block) noexcept nogil:
+    cdef Product* t = <Product*> task
+    if t.dtype == FLOAT32:
+        add_strip(t, block * t.strip, <const float*> t.sums)
+    else:
+        add_strip(t, block * t.strip, <const double*> t.sums)
+
+
+cdef inline void direct_to_sums(Product* t) noexcept nogil:
+    """The ranges, one below the other, are the rows of a matrix."""
+    cdef Operand* o = &t.c.memory
+    t.result, t.result.direct = o[0], False
+    o.data, o.dtype, o.direct, o.turned, o.axes = t.sums, t.dtype, not t.is_deep, False, 1
+    o.size[0], o.stride[0] = t.ranges * t.m * t.n, itemsize_of(t.dtype)
+    t.c.stride = 0 if t.is_deep else t.n
+
+
 cdef inline bint run_product(Product* t, int num_threads) noexcept nogil:
     """False: no memory."""
-    cdef Py_ssize_t blocks
+    cdef Py_ssize_t blocks, sum_bytes = 0
     cut_tiles(t)
     cut_depth(t)
-    if t.in_place or t.is_deep:  # C is stored when it is done, and not before
+    t.scratch = t.sums = NULL
+    if t.ranges > 1:
+        sum_bytes = t.ranges * t.m * t.n * itemsize_of(t.dtype)
+        t.sums = <char*> malloc(sum_bytes)
+        direct_to_sums(t)
+    elif t.in_place or t.is_deep:  # C is stored when it is done, and not before
         t.c.stride, t.c.memory.direct = 0, False
     group_tiles(t)
-    blocks = ceil_div(t.m, t.tile_m) * t.blocks_n
-    t.scratch, t.scratch_bytes = NULL, scratch_bytes(t)
+    blocks = t.ranges * ceil_div(t.m, t.tile_m) * t.blocks_n
+    t.scratch_bytes = scratch_bytes(t)
     num_threads = <int> min(<Py_ssize_t> num_threads, blocks)
     if t.scratch_bytes:
         t.scratch = <char*> malloc(num_threads * t.scratch_bytes)
-        if t.scratch == NULL:
-            return False
-    parallel_for(product_block, t, blocks, num_threads)
+    cdef bint has_memory = (
+        (t.scratch != NULL or t.scratch_bytes == 0) and (t.sums != NULL or sum_bytes == 0)
+    )
+    if has_memory:
+        parallel_for(product_block, t, blocks, num_threads)
+    if has_memory and t.ranges > 1:
+        t.strip = max(STRIP_BYTES * t.m // sum_bytes, <Py_ssize_t> 1)
+        parallel_for(strip_block, t, ceil_div(t.m, t.strip), num_threads)
     free(t.scratch)
-    return True
+    free(t.sums)
+    return has_memory
