@@ -18,7 +18,7 @@ from fastnorm._kernels.affine_sums cimport ThinProduct, sum_block, thin_block
 from fastnorm._kernels.affine_tiles cimport TILE_STEP, Product, run_product, set_matrix
 from fastnorm._kernels.arrays cimport FLOAT32, FLOAT64, Dtype, data_of, itemsize_of
 from fastnorm._kernels.blocks cimport ceil_div, threads_for
-from fastnorm._kernels.operands cimport release, reserve, set_operand
+from fastnorm._kernels.operands cimport BLOCK, release, reserve, set_operand
 from fastnorm._kernels.vectors cimport vector_of
 from fastnorm._pool cimport parallel_for
 
@@ -75,7 +75,7 @@ def sum_rows(
     t.rows, t.n, t.sums = rows, n, vector_of(sums)
     num_threads = threads_for(rows * n * itemsize_of(t.x.dtype), num_threads)
     with nogil:
-        done = reserve(&t.scratch, not t.x.direct, num_threads)
+        done = reserve(&t.scratch, 0 if t.x.direct else BLOCK, num_threads)
         if done:
             parallel_for(sum_block, &t, ceil_div(n, SUM_COLUMNS), num_threads)
         release(&t.scratch)
@@ -104,7 +104,7 @@ def thin_matmul(
     t.columns = min(ceil_div(ceil_div(wide, 4), TILE_STEP) * TILE_STEP, <Py_ssize_t> THIN_COLUMNS)
     num_threads = threads_for(rows * wide * itemsize_of(t.b.dtype), num_threads)
     with nogil:
-        done = reserve(&t.scratch, not (t.a.direct and t.b.direct), num_threads)
+        done = reserve(&t.scratch, 0 if t.a.direct and t.b.direct else BLOCK, num_threads)
         if done:
             parallel_for(thin_block, &t, ceil_div(wide, t.columns), num_threads)
         release(&t.scratch)

@@ -30,7 +30,7 @@ from fastnorm._kernels.channels_task cimport block_at, mapped_view, plan_whole_t
 from fastnorm._kernels.channels_task cimport range_width
 from fastnorm._kernels.columns cimport STRIP
 from fastnorm._kernels.memory cimport LINE, at_line, streams
-from fastnorm._kernels.operands cimport Scratch, nth, of_this_thread, release, reserve
+from fastnorm._kernels.operands cimport BLOCK, Scratch, nth, of_this_thread, release, reserve
 from fastnorm._pool cimport parallel_for
 
 
@@ -283,7 +283,7 @@ cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
     )
     if memory == NULL:
         return False
-    if not reserve(&t.scratch, not t.direct, team):
+    if not reserve(&t.scratch, 0 if t.direct else BLOCK, team):
         free(memory)
         return False
     mapped.scratch = t.scratch

@@ -60,11 +60,6 @@ typedef struct {
     _Alignas(FASTNORM_PAGE) char bytes[FASTNORM_PAGE + FASTNORM_SINK];
 } fastnorm_sink;
 
-/* Memory for a block of an array that is strided or of another type: see operands.pxd. Most blocks take far less. */
-#define FASTNORM_SCRATCH 262144 /* bytes of elements, and what lets each of its rows begin on a line */
-#define FASTNORM_SCRATCH_ROWS 256
-#define FASTNORM_SCRATCH_BYTES (FASTNORM_SCRATCH + FASTNORM_SCRATCH_ROWS * 4 * FASTNORM_LINE)
-
 /* A copy whose whole lines go to memory without being read first. The pool issues the fence. */
 static inline void fastnorm_stream(char *to, const char *from, ptrdiff_t num_bytes)
 {

@@ -24,16 +24,13 @@ cdef extern from "transpose.h" nogil:
     void transpose_double "fastnorm_transpose_double"(
         const double*, Py_ssize_t, Py_ssize_t, Py_ssize_t, double*, Py_ssize_t)
 
-cdef extern from "memory.h" nogil:
-    enum:
-        SCRATCH "FASTNORM_SCRATCH"              # bytes of a block, at most,
-        SCRATCH_ROWS "FASTNORM_SCRATCH_ROWS"    # in as many rows
-        SCRATCH_BYTES "FASTNORM_SCRATCH_BYTES"  # that it takes
-
 cdef enum:
     MAX_AXES = 64               # NumPy's limit
     ROOM = 2048                 # elements of a block that stays in L1
-    TURNED_BYTES = 65536        # of one of a turned array
+    BLOCK = 65536               # bytes of one of a turned array, at most,
+    WIDE_BLOCK = 262144         # or of many rows
+    SCRATCH_ROWS = 256          # that either has, at most
+    PADDING = 256               # bytes for each, to begin on a line
     WIDE = 512                  # bytes side by side that are worth streaming, and not asking for
     SIDE = 16                   # of the tiles in which rows and columns change places
 
@@ -43,6 +40,7 @@ cdef enum:
 cdef struct Scratch:
     char* memory
     char* first                 # of the first thread; NULL where nobody needs it
+    Py_ssize_t num_bytes        # of an array
 
 
 cdef struct Operand:
@@ -60,11 +58,12 @@ cdef inline Dtype working_dtype(cnp.ndarray x) noexcept:
     return FLOAT64 if dtype_of(x) == FLOAT64 else FLOAT32
 
 
-cdef inline bint reserve(Scratch* scratch, bint is_needed, int num_threads) noexcept nogil:
-    """False: no memory. It is to be released."""
+cdef inline bint reserve(Scratch* scratch, Py_ssize_t num_bytes, int num_threads) noexcept nogil:
+    """For blocks of so many bytes, or 0 for none. False: no memory. It is to be released."""
     scratch.memory = scratch.first = NULL
-    if is_needed:
-        scratch.memory = <char*> malloc(num_threads * 3 * <Py_ssize_t> SCRATCH_BYTES + LINE)
+    if num_bytes:
+        scratch.num_bytes = num_bytes + SCRATCH_ROWS * PADDING
+        scratch.memory = <char*> malloc(num_threads * 3 * scratch.num_bytes + LINE)
         if scratch.memory == NULL:
             return False
         scratch.first = at_line(scratch.memory)
@@ -78,13 +77,13 @@ cdef inline void release(Scratch* scratch) noexcept nogil:
 cdef inline Scratch of_this_thread(Scratch scratch) noexcept nogil:
     """In a block: that of the thread which runs it."""
     if scratch.first != NULL:
-        scratch.first += participant() * 3 * <Py_ssize_t> SCRATCH_BYTES
+        scratch.first += participant() * 3 * scratch.num_bytes
     return scratch
 
 
 cdef inline char* nth(Scratch scratch, int array) noexcept nogil:
     """The memory for the first (0), second or third array of a kernel."""
-    return NULL if scratch.first == NULL else scratch.first + array * <Py_ssize_t> SCRATCH_BYTES
+    return NULL if scratch.first == NULL else scratch.first + array * scratch.num_bytes
 
 
 cdef inline bint is_turned(const Operand* o) noexcept nogil:
@@ -98,7 +97,7 @@ cdef inline bint is_turned(const Operand* o) noexcept nogil:
 cdef inline Py_ssize_t room(bint turned, Dtype dtype) noexcept nogil:
     """Elements of a block of a certain type. In a turned array it has to be wide to be read, and
     written, by more than single cache lines."""
-    return TURNED_BYTES // itemsize_of(dtype) if turned else <Py_ssize_t> ROOM
+    return BLOCK // itemsize_of(dtype) if turned else <Py_ssize_t> ROOM
 
 
 cdef inline void set_operand(Operand* o, cnp.ndarray array, Dtype working) noexcept:

@@ -6,7 +6,7 @@ from libc.math cimport sqrt
 from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport ceil_div, rows_per_block
 from fastnorm._kernels.moments cimport Extent, Moments, is_usable, rescue
-from fastnorm._kernels.operands cimport SCRATCH, Operand, Scratch, reserve
+from fastnorm._kernels.operands cimport BLOCK, WIDE_BLOCK, Operand, Scratch, reserve
 from fastnorm._kernels.rows cimport CHUNK
 from fastnorm._kernels.vectors cimport Vector, load, store
 
@@ -82,12 +82,16 @@ cdef inline bint is_direct(Task* t) noexcept nogil:
     return t.x.direct and t.y.direct and t.dy.direct
 
 
+cdef inline bint any_turned(Task* t) noexcept nogil:
+    return t.x.turned or t.y.turned or t.dy.turned
+
+
 cdef inline void set_group(Task* t) noexcept nogil:
     """What is in a group does not show in the result."""
     cdef bint is_forward = t.dy.data == NULL
     cdef Py_ssize_t row_bytes = (1 if is_forward else 2) * t.n * itemsize_of(t.dtype)
-    if t.x.turned or t.y.turned or t.dy.turned:
-        t.group = min(SCRATCH // (t.n * itemsize_of(t.dtype)), <Py_ssize_t> MAX_GROUP)
+    if any_turned(t):
+        t.group = min(WIDE_BLOCK // (t.n * itemsize_of(t.dtype)), <Py_ssize_t> MAX_GROUP)
     elif is_forward or t.by_length or not is_direct(t):  # blocks in scratch memory stay in L1
         t.group = min(GROUP_BYTES // row_bytes, <Py_ssize_t> GROUP)
     else:
@@ -99,7 +103,9 @@ cdef inline void set_group(Task* t) noexcept nogil:
 
 cdef inline bint reserve_scratch(Task* t, int num_threads) noexcept nogil:
     """False: no memory."""
-    return reserve(&t.scratch, not is_direct(t) or t.n < NARROW, num_threads)
+    if is_direct(t) and t.n >= NARROW:
+        return reserve(&t.scratch, 0, num_threads)
+    return reserve(&t.scratch, WIDE_BLOCK if any_turned(t) else BLOCK, num_threads)
 
 
 cdef inline bint is_cut(Task* t) noexcept nogil:
