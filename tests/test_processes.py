@@ -132,7 +132,21 @@ def stay():
 def has_threads():
     return _blas._get() == 3 and is_same(0) and _blas._get() == 3
 
-thread = threading.Thread(target=stay)
+def check_threads():
+    if not has_threads():
+        sys.exit("the parent's BLAS has lost its threads")
+
+def fork_while_another_is_inside(check, seconds):
+    thread = threading.Thread(target=stay)
+    timer = threading.Timer(seconds, leave.set)
+    thread.start()
+    inside.wait()
+    timer.start()
+    run_in_child(check)
+    timer.cancel()
+    leave.set()
+    thread.join()
+    check_threads()
 """
 )
 
@@ -141,14 +155,7 @@ thread = threading.Thread(target=stay)
 def test_fork_waits_until_nobody_is_in_blas(run_python):
     """Who is inside may hold a lock of BLAS, which the child would wait for."""
     code = """
-thread.start()
-inside.wait()
-timer = threading.Timer(0.2, leave.set)
-timer.start()
-run_in_child(lambda: leave.is_set() and has_threads())
-thread.join()
-if not has_threads():
-    sys.exit("the parent's BLAS has lost its threads")
+fork_while_another_is_inside(lambda: leave.is_set() and has_threads(), 0.2)
 """
     run_python(*FORKING, BLAS + code)
 
@@ -158,13 +165,7 @@ def test_fork_waits_for_some_time(run_python):
     """BLAS is set to one thread while affine runs: not for good in a child forked meanwhile."""
     code = """
 _blas._PATIENCE = 0.05
-thread.start()
-inside.wait()
-run_in_child(lambda: not leave.is_set() and has_threads())
-leave.set()
-thread.join()
-if not has_threads():
-    sys.exit("the parent's BLAS has lost its threads")
+fork_while_another_is_inside(lambda: not leave.is_set() and has_threads(), 20)
 """
     run_python(*FORKING, BLAS + code)
 
@@ -175,8 +176,7 @@ def test_fork_by_who_is_inside(run_python):
     code = """
 with _blas.single_threaded:
     run_in_child(lambda: _blas._get() == 1 and is_same(0) and _blas._get() == 1)
-if not has_threads():
-    sys.exit("the parent's BLAS has lost its threads")
+check_threads()
 """
     run_python(*FORKING, BLAS + code)
 

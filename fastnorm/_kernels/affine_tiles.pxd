@@ -78,7 +78,7 @@ cdef struct Product:
     Py_ssize_t strip            # rows of it at a time
     Py_ssize_t width            # columns of a block: a group of tiles
     Py_ssize_t blocks_n
-    char* scratch               # of all threads
+    char* scratch               # of all threads, and the sums
     Py_ssize_t scratch_bytes    # of one
 
 
@@ -381,8 +381,7 @@ cdef inline void add_strip(Product* t, Py_ssize_t row, const real* sums) noexcep
             width = min(t.n - column, <Py_ssize_t> ADDED)
             for r in range(t.ranges):
                 c = sums + (r * t.m + i) * t.n + column
-                for j in range(width):
-                    totals[j] = c[j] + (totals[j] if r else 0)
+                add_rows(totals, c, 1, width, width, r > 0)
             for j in range(width):
                 row_of_c[j] = <real> totals[j]
             store_block(&t.result, i * t.n + column, t.n, 1, width, row_of_c, width, &writer)
@@ -398,23 +397,22 @@ cdef inline void strip_block(void* task, Py_ssize_t block) noexcept nogil:
 
 
 cdef inline void direct_to_sums(Product* t) noexcept nogil:
-    """The ranges, one below the other, are the rows of a matrix."""
+    """The ranges, one below the other, are the rows of a matrix, whose memory is still to come."""
     cdef Operand* o = &t.c.memory
     t.result, t.result.direct = o[0], False
-    o.data, o.dtype, o.direct, o.turned, o.axes = t.sums, t.dtype, not t.is_deep, False, 1
+    o.dtype, o.direct, o.turned, o.axes = t.dtype, not t.is_deep, False, 1
     o.size[0], o.stride[0] = t.ranges * t.m * t.n, itemsize_of(t.dtype)
     t.c.stride = 0 if t.is_deep else t.n
 
 
 cdef inline bint run_product(Product* t, int num_threads) noexcept nogil:
     """False: no memory."""
-    cdef Py_ssize_t blocks, sum_bytes = 0
+    cdef Py_ssize_t blocks, scratch, sum_bytes = 0
     cut_tiles(t)
     cut_depth(t)
-    t.scratch = t.sums = NULL
+    t.scratch = NULL
     if t.ranges > 1:
         sum_bytes = t.ranges * t.m * t.n * itemsize_of(t.dtype)
-        t.sums = <char*> malloc(sum_bytes)
         direct_to_sums(t)
     elif t.in_place or t.is_deep:  # C is stored when it is done, and not before
         t.c.stride, t.c.memory.direct = 0, False
@@ -422,16 +420,16 @@ cdef inline bint run_product(Product* t, int num_threads) noexcept nogil:
     blocks = t.ranges * ceil_div(t.m, t.tile_m) * t.blocks_n
     t.scratch_bytes = scratch_bytes(t)
     num_threads = <int> min(<Py_ssize_t> num_threads, blocks)
-    if t.scratch_bytes:
-        t.scratch = <char*> malloc(num_threads * t.scratch_bytes)
-    cdef bint has_memory = (
-        (t.scratch != NULL or t.scratch_bytes == 0) and (t.sums != NULL or sum_bytes == 0)
-    )
-    if has_memory:
-        parallel_for(product_block, t, blocks, num_threads)
-    if has_memory and t.ranges > 1:
+    scratch = num_threads * t.scratch_bytes
+    if scratch + sum_bytes:
+        t.scratch = <char*> malloc(scratch + sum_bytes)
+        if t.scratch == NULL:
+            return False
+    if t.ranges > 1:
+        t.sums = t.c.memory.data = t.scratch + scratch
+    parallel_for(product_block, t, blocks, num_threads)
+    if t.ranges > 1:
         t.strip = max(STRIP_BYTES * t.m // sum_bytes, <Py_ssize_t> 1)
         parallel_for(strip_block, t, ceil_div(t.m, t.strip), num_threads)
     free(t.scratch)
-    free(t.sums)
-    return has_memory
+    return True

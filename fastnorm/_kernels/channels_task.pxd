@@ -3,7 +3,7 @@
 cimport numpy as cnp
 
 from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
-from fastnorm._kernels.blocks cimport BLOCK_BYTES, MAX_PARTIALS, ceil_div
+from fastnorm._kernels.blocks cimport BLOCK_BYTES, BLOCKS_PER_THREAD, MAX_PARTIALS, ceil_div
 from fastnorm._kernels.columns cimport FOUR, STRIP
 from fastnorm._kernels.moments cimport Extent, rescue
 from fastnorm._kernels.operands cimport Operand, Scratch, room, set_operand
@@ -21,7 +21,6 @@ cdef enum:
     RANGE_ROWS = 256            # keeps a range's partial results small beside its rows
     RANGE_ELEMENTS = 32768      # of a channel in a range of planes, at least
     FEW = 256                   # channels that are prepared or finished at a time
-    ENOUGH_TILES = 4            # of whole groups for each thread: none waits long for the last
 
 cdef enum Reduction:
     NO_REDUCTION                # the coefficients are given
@@ -228,7 +227,7 @@ cdef inline void plan_whole_tiles(Channels* t, int team) noexcept nogil:
     cdef Py_ssize_t tiles = ceil_div(t.c, channels)
     cdef Py_ssize_t num_bytes = t.n * channels * t.s * itemsize_of(t.dtype)
     t.whole_tiles = (
-        team == 1 or t.batch * tiles >= ENOUGH_TILES * team or num_bytes <= 2 * BLOCK_BYTES
+        team == 1 or t.batch * tiles >= BLOCKS_PER_THREAD * team or num_bytes <= 2 * BLOCK_BYTES
     )
     if t.whole_tiles:
         t.grid.channels_per_tile, t.grid.tiles = channels, tiles

@@ -5,7 +5,7 @@ Backward is cut into ranges of samples by tiles of groups. A block adds up the p
 of its tile over its samples; the ranges depend on the shape alone and are added in their order.
 """
 
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport free
 
 from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
 from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div, threads_for
@@ -14,7 +14,7 @@ from fastnorm._kernels.operands cimport Scratch, of_this_thread, nth
 from fastnorm._kernels.rows cimport CHUNK
 from fastnorm._kernels.rows_backward cimport backward_group, backward_long_row, flush_sums
 from fastnorm._kernels.rows_forward cimport forward_block
-from fastnorm._kernels.rows_task cimport FLUSH_ROWS, PIECE, Task
+from fastnorm._kernels.rows_task cimport FLUSH_ROWS, PIECE, Task, allocate_partials
 from fastnorm._kernels.vectors cimport Vector, store
 from fastnorm._pool cimport parallel_for
 
@@ -128,7 +128,6 @@ cdef inline bint backward_rows_of_groups(GroupRows* g, int num_threads) noexcept
     """False: no memory."""
     cdef Task* t = &g.task
     cdef Py_ssize_t samples = t.rows // t.period, width = t.period * t.n
-    cdef bint has_memory
     g.groups_per_tile = min(ceil_div(TILE, t.n), t.period)
     g.tiles = ceil_div(t.period, g.groups_per_tile)
     g.samples_per_range = max(
@@ -136,15 +135,13 @@ cdef inline bint backward_rows_of_groups(GroupRows* g, int num_threads) noexcept
         ceil_div(samples, max(MAX_PARTIALS // g.tiles, <Py_ssize_t> 1)),
     )
     g.ranges = ceil_div(samples, g.samples_per_range)
-    g.partials = <double*> calloc(g.ranges * 2 * width, sizeof(double))
-    g.sums = calloc(g.ranges * 2 * width, itemsize_of(t.dtype))
-    has_memory = g.partials != NULL and g.sums != NULL
-    if has_memory:
-        parallel_for(samples_block, g, g.ranges * g.tiles, num_threads)
-        parallel_for(
-            gradients_block, g, g.tiles,
-            threads_for(g.ranges * 2 * width * sizeof(double), num_threads),
-        )
+    g.partials = allocate_partials(g.ranges, width, t.dtype, &g.sums)
+    if g.partials == NULL:
+        return False
+    parallel_for(samples_block, g, g.ranges * g.tiles, num_threads)
+    parallel_for(
+        gradients_block, g, g.tiles,
+        threads_for(g.ranges * 2 * width * sizeof(double), num_threads),
+    )
     free(g.partials)
-    free(g.sums)
-    return has_memory
+    return True

@@ -10,15 +10,15 @@ from libc.stdlib cimport calloc, free, malloc
 
 from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
 from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div, threads_for
-from fastnorm._kernels.memory cimport LINE, Writer, at_line, fits_rows, flush, open_writer, place
-from fastnorm._kernels.memory cimport place_rows, prefetch_far, streams
+from fastnorm._kernels.memory cimport Writer, fits_rows, flush, open_writer, place, place_rows
+from fastnorm._kernels.memory cimport prefetch_far, streams
 from fastnorm._kernels.operands cimport Scratch, load_block, of_this_thread, release
 from fastnorm._kernels.operands cimport nth, result_block, store_block
 from fastnorm._kernels.rows cimport CHUNK, row_gradient_sums
 from fastnorm._kernels.rows_narrow cimport backward_narrow
 from fastnorm._kernels.rows_task cimport FLUSH_ROWS, MAX_GROUP, NARROW, PIECE, RowMap, RowSums
-from fastnorm._kernels.rows_task cimport Task, is_cut, kept_map, parameters_of, piece_length
-from fastnorm._kernels.rows_task cimport reserve_scratch, shifted
+from fastnorm._kernels.rows_task cimport Task, allocate_partials, is_cut, kept_map
+from fastnorm._kernels.rows_task cimport parameters_of, piece_length, reserve_scratch, shifted
 from fastnorm._kernels.vectors cimport store
 from fastnorm._pool cimport parallel_for
 
@@ -148,11 +148,11 @@ cdef inline Py_ssize_t rows_at_once(
 ) noexcept nogil:
     """So many rows, of the next `count`, that share their parameters, go through `row_gradients`
     together."""
-    cdef Py_ssize_t rows = 4 if count >= 4 else count, row_bytes = t.n * itemsize_of(t.dtype)
+    cdef Py_ssize_t rows = 4 if count >= 4 else 2 if count >= 2 else 1
     if dgamma == NULL or step or t.period > 1:
         return 1
-    while rows > 1 and (rows == 3 or t.streams and not fits_rows(rows, row_bytes)):
-        rows -= 1
+    while rows > 1 and t.streams and not fits_rows(rows, t.n * itemsize_of(t.dtype)):
+        rows //= 2
     return rows
 
 
@@ -337,8 +337,7 @@ cdef inline void sum_partials(Task* t, Py_ssize_t blocks) noexcept nogil:
 
 cdef inline bint backward_whole_rows(Task* t, int num_threads) noexcept nogil:
     """Each block adds up its rows' parameter gradients for itself. False: no memory."""
-    cdef Py_ssize_t blocks, partials
-    cdef char* memory
+    cdef Py_ssize_t blocks
     if t.by_length:  # dg is a row's own
         t.partials, t.sums = NULL, NULL
         parallel_for(backward_block, t, ceil_div(t.rows, t.rows_per_block), num_threads)
@@ -347,15 +346,12 @@ cdef inline bint backward_whole_rows(Task* t, int num_threads) noexcept nogil:
         max(t.rows_per_block, <Py_ssize_t> FLUSH_ROWS), ceil_div(t.rows, MAX_PARTIALS)
     )
     blocks = ceil_div(t.rows, t.rows_per_block)
-    partials = blocks * 2 * t.n * sizeof(double)
-    memory = <char*> calloc(partials + blocks * 2 * t.n * itemsize_of(t.dtype) + LINE, 1)
-    if memory == NULL:
+    t.partials = allocate_partials(blocks, t.n, t.dtype, &t.sums)
+    if t.partials == NULL:
         return False
-    t.partials = <double*> memory
-    t.sums = at_line(memory + partials)  # a store that crosses a page waits for the streaming ones
     parallel_for(backward_block, t, blocks, num_threads)
     sum_partials(t, blocks)
-    free(memory)
+    free(t.partials)
     return True
 
 

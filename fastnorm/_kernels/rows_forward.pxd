@@ -4,7 +4,7 @@ x̂ = (x - mean)·rstd, or x·rstd, or x·g/‖x‖."""
 from libc.stdlib cimport free, malloc
 
 from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
-from fastnorm._kernels.blocks cimport ceil_div, threads_for
+from fastnorm._kernels.blocks cimport BLOCKS_PER_THREAD, ceil_div, threads_for
 from fastnorm._kernels.memory cimport Writer, flush, open_writer, place, streams
 from fastnorm._kernels.moments cimport Moments, chunk_moments, chunk_squares, merge, merge_chunk
 from fastnorm._kernels.moments cimport no_moments
@@ -16,9 +16,6 @@ from fastnorm._kernels.rows_task cimport MAX_GROUP, NARROW, PIECE, RowMap, Task
 from fastnorm._kernels.rows_task cimport finish_statistics, is_cut, parameters_of
 from fastnorm._kernels.rows_task cimport piece_length, reserve_scratch, row_map, shifted
 from fastnorm._pool cimport parallel_for
-
-cdef enum:
-    BLOCKS_PER_THREAD = 4       # at least, of turned arrays
 
 
 cdef inline void group_statistics(

@@ -2,9 +2,11 @@
 two numbers."""
 
 from libc.math cimport sqrt
+from libc.stdlib cimport calloc
 
 from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport ceil_div, rows_per_block
+from fastnorm._kernels.memory cimport LINE, at_line
 from fastnorm._kernels.moments cimport Extent, Moments, is_usable, rescue
 from fastnorm._kernels.operands cimport BLOCK, WIDE_BLOCK, Operand, Scratch, reserve
 from fastnorm._kernels.rows cimport CHUNK
@@ -106,6 +108,19 @@ cdef inline bint reserve_scratch(Task* t, int num_threads) noexcept nogil:
     if is_direct(t) and t.n >= NARROW:
         return reserve(&t.scratch, 0, num_threads)
     return reserve(&t.scratch, WIDE_BLOCK if any_turned(t) else BLOCK, num_threads)
+
+
+cdef inline double* allocate_partials(
+    Py_ssize_t blocks, Py_ssize_t n, Dtype dtype, void** sums
+) noexcept nogil:
+    """(blocks, 2, n) zeros, and in the same memory as many in the type that is computed in: what a
+    block adds up of dgamma and dbeta. NULL: no memory."""
+    cdef Py_ssize_t count = 2 * blocks * n, num_bytes = count * sizeof(double)
+    cdef char* memory = <char*> calloc(num_bytes + count * itemsize_of(dtype) + LINE, 1)
+    if memory != NULL:
+        # A store that crosses a page waits for the streaming ones.
+        sums[0] = at_line(memory + num_bytes)
+    return <double*> memory
 
 
 cdef inline bint is_cut(Task* t) noexcept nogil:
