@@ -1,13 +1,13 @@
 """Chooses the instruction set of the kernels: once, and before a kernel module is imported.
 
-Every kernel is compiled once per instruction set, into modules `_kernels/<kernel>_<isa>`. Importing
+Every kernel is compiled once per instruction set, into files `_kernels/<kernel>_<isa>`. Importing
 a module already runs code compiled for its instruction set, so the choice cannot be left to it.
 """
 
-import importlib
 import importlib.util
 import os
 import sys
+import threading
 from types import ModuleType
 
 from . import _cpu
@@ -35,21 +35,23 @@ ISAS = tuple(isa for isa, supported in _SUPPORTED.items() if supported() and _is
 ISA = _choose(ISAS, os.environ.get("FASTNORM_ISA"))
 
 
-def _load_engine() -> None:
-    """Under the name by which the kernels, of whichever instruction set, cimport it."""
-    name = f"{__package__}._kernels.engine"
-    file = importlib.util.find_spec(f"{name}_{ISA}")
-    assert file is not None
-    spec = importlib.util.spec_from_file_location(name, file.origin)
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[name])
+_loading = threading.Lock()
 
 
 def load(kernel: str) -> ModuleType:
-    """The kernel's module for the chosen instruction set."""
-    return importlib.import_module(f"{__package__}._kernels.{kernel}_{ISA}")
+    """The kernel's module for the chosen instruction set, under the name that it has on all."""
+    name = f"{__package__}._kernels.{kernel}"
+    with _loading:  # affine's is loaded by whichever threads are the first to need it
+        if name not in sys.modules:
+            file = importlib.util.find_spec(f"{name}_{ISA}")
+            assert file is not None
+            spec = importlib.util.spec_from_file_location(name, file.origin)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            sys.modules[name] = module
+        return sys.modules[name]
 
 
-_load_engine()
+load("engine")  # which the other kernels cimport

@@ -13,7 +13,7 @@ from ._typing import Array, ArrayLike, Group, MaybeArray
 from .moments import merged, state_of_view
 
 if TYPE_CHECKING:  # the kernels of all instruction sets have the same functions
-    from ._kernels import batch_norm_baseline as _kernel
+    from ._kernels import batch_norm as _kernel
 else:
     _kernel = _dispatch.load("batch_norm")
 

@@ -9,7 +9,7 @@ from ._threads import get_num_threads
 from ._typing import Array, ArrayLike, Axes, MaybeArray
 
 if TYPE_CHECKING:  # the kernels of all instruction sets have the same functions
-    from ._kernels import layer_norm_baseline as _kernel
+    from ._kernels import layer_norm as _kernel
 else:
     _kernel = _dispatch.load("layer_norm")
 
