@@ -107,7 +107,7 @@ FASTNORM_READ(float, float, float, )
 FASTNORM_READ(float, float, double, )
 FASTNORM_READ(double, double, float, (float))
 FASTNORM_READ(double, double, double, )
-FASTNORM_READ(bfloat, fastnorm_bfloat, float, fastnorm_from_bfloat)
+FASTNORM_READ(portable_bfloat, fastnorm_bfloat, float, fastnorm_from_bfloat)
 FASTNORM_READ(bfloat, fastnorm_bfloat, double, fastnorm_from_bfloat)
 FASTNORM_READ(portable_half, fastnorm_half, float, fastnorm_from_half)
 FASTNORM_READ(half, fastnorm_half, double, fastnorm_from_half)
@@ -123,7 +123,7 @@ FASTNORM_WRITE(half, fastnorm_half, double, fastnorm_double_to_half)
 
 /* Compilers do not turn the functions for float16 into the instructions that do the same, and make heavy weather of
    rounding to bfloat16: there, upper and lower halves are taken apart, and the upper is 1 more where the lower is above
-   a half, or is a half and the upper odd. False: there is a NaN, and nothing was written. */
+   a half, or is a half and the upper odd. True: there is a NaN, which that makes something else of. */
 #if defined(__AVX512F__) && defined(__AVX512BW__)
 #define FASTNORM_IS_WIDE 1
 enum { FASTNORM_WIDE = 16 }; /* elements at a time; twice as many to bfloat16 */
@@ -133,12 +133,17 @@ static inline void fastnorm_read_halves(const void *from, float *to)
     _mm512_storeu_ps(to, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from)));
 }
 
+static inline void fastnorm_read_bfloats(const void *from, float *to)
+{
+    _mm512_storeu_si512(to, _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from)), 16));
+}
+
 static inline void fastnorm_write_halves(const float *from, void *to)
 {
     _mm256_storeu_si256((__m256i *)to, _mm512_cvtps_ph(_mm512_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT));
 }
 
-static inline int fastnorm_write_bfloats(const float *from, void *to)
+static inline unsigned fastnorm_write_bfloats(const float *from, void *to)
 {
     const __m512i one = _mm512_set1_epi16(1), even = _mm512_set_epi16(
         62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34, 32,
@@ -149,9 +154,8 @@ static inline int fastnorm_write_bfloats(const float *from, void *to)
     __m512i upper = _mm512_permutex2var_epi16(a, _mm512_or_si512(even, one), b);
     __m512i remainder = _mm512_adds_epu16(lower, _mm512_and_si512(upper, one));
     __mmask32 up = _mm512_cmpgt_epu16_mask(remainder, _mm512_set1_epi16((short)0x8000));
-    if (_mm512_cmp_ps_mask(x, y, _CMP_UNORD_Q)) return 0;
     _mm512_storeu_si512(to, _mm512_mask_add_epi16(upper, up, upper, one));
-    return 1;
+    return _mm512_cmp_ps_mask(x, y, _CMP_UNORD_Q);
 }
 #elif defined(__AVX2__) && defined(__F16C__)
 #define FASTNORM_IS_WIDE 1
@@ -162,12 +166,18 @@ static inline void fastnorm_read_halves(const void *from, float *to)
     _mm256_storeu_ps(to, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from)));
 }
 
+static inline void fastnorm_read_bfloats(const void *from, float *to)
+{
+    __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from));
+    _mm256_storeu_ps(to, _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16)));
+}
+
 static inline void fastnorm_write_halves(const float *from, void *to)
 {
     _mm_storeu_si128((__m128i *)to, _mm256_cvtps_ph(_mm256_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT));
 }
 
-static inline int fastnorm_write_bfloats(const float *from, void *to)
+static inline unsigned fastnorm_write_bfloats(const float *from, void *to)
 {
     const __m256i half = _mm256_set1_epi32(0xffff), above = _mm256_set1_epi16((short)0x8001);
     __m256 x = _mm256_loadu_ps(from), y = _mm256_loadu_ps(from + FASTNORM_WIDE);
@@ -176,46 +186,62 @@ static inline int fastnorm_write_bfloats(const float *from, void *to)
     __m256i upper = _mm256_packus_epi32(_mm256_srli_epi32(a, 16), _mm256_srli_epi32(b, 16));
     __m256i remainder = _mm256_adds_epu16(lower, _mm256_and_si256(upper, _mm256_set1_epi16(1)));
     __m256i up = _mm256_cmpeq_epi16(_mm256_max_epu16(remainder, above), remainder); /* -1 where it is at least that */
-    if (_mm256_movemask_ps(_mm256_cmp_ps(x, y, _CMP_UNORD_Q))) return 0;
     _mm256_storeu_si256((__m256i *)to, _mm256_permute4x64_epi64(_mm256_sub_epi16(upper, up), 0xd8));
-    return 1;
+    return (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(x, y, _CMP_UNORD_Q));
 }
 #else
 #define FASTNORM_IS_WIDE 0
 #endif
 
+/* A loop of one vector would spend half of its time on counting. */
+#if FASTNORM_IS_WIDE && defined(__GNUC__)
+#define FASTNORM_UNROLL_FOUR _Pragma("GCC unroll 4")
+#else
+#define FASTNORM_UNROLL_FOUR
+#endif
+
+#if FASTNORM_IS_WIDE
+#define FASTNORM_VECTORS(step, stored, statement)                                                                    \
+    if (stride == sizeof(stored)) {                                                                                  \
+        FASTNORM_UNROLL_FOUR                                                                                         \
+        for (; i <= n - (step); i += (step)) statement;                                                              \
+    }
+#else
+#define FASTNORM_VECTORS(step, stored, statement)
+#endif
+
 static inline void fastnorm_read_half_float(const void *from, ptrdiff_t stride, ptrdiff_t n, float *restrict to)
 {
     const char *p = (const char *)from;
-#if FASTNORM_IS_WIDE
-    if (stride == sizeof(fastnorm_half))
-        for (; n >= FASTNORM_WIDE; n -= FASTNORM_WIDE, p += 2 * FASTNORM_WIDE, to += FASTNORM_WIDE)
-            fastnorm_read_halves(p, to);
-#endif
-    fastnorm_read_portable_half_float(p, stride, n, to);
+    ptrdiff_t i = 0;
+    FASTNORM_VECTORS(FASTNORM_WIDE, fastnorm_half, fastnorm_read_halves(p + 2 * i, to + i))
+    fastnorm_read_portable_half_float(p + i * stride, stride, n - i, to + i);
+}
+
+static inline void fastnorm_read_bfloat_float(const void *from, ptrdiff_t stride, ptrdiff_t n, float *restrict to)
+{
+    const char *p = (const char *)from;
+    ptrdiff_t i = 0;
+    FASTNORM_VECTORS(FASTNORM_WIDE, fastnorm_bfloat, fastnorm_read_bfloats(p + 2 * i, to + i))
+    fastnorm_read_portable_bfloat_float(p + i * stride, stride, n - i, to + i);
 }
 
 static inline void fastnorm_write_half_float(const float *restrict from, ptrdiff_t n, void *to, ptrdiff_t stride)
 {
     char *p = (char *)to;
-#if FASTNORM_IS_WIDE
-    if (stride == sizeof(fastnorm_half))
-        for (; n >= FASTNORM_WIDE; n -= FASTNORM_WIDE, from += FASTNORM_WIDE, p += 2 * FASTNORM_WIDE)
-            fastnorm_write_halves(from, p);
-#endif
-    fastnorm_write_portable_half_float(from, n, p, stride);
+    ptrdiff_t i = 0;
+    FASTNORM_VECTORS(FASTNORM_WIDE, fastnorm_half, fastnorm_write_halves(from + i, p + 2 * i))
+    fastnorm_write_portable_half_float(from + i, n - i, p + i * stride, stride);
 }
 
 static inline void fastnorm_write_bfloat_float(const float *restrict from, ptrdiff_t n, void *to, ptrdiff_t stride)
 {
     char *p = (char *)to;
-#if FASTNORM_IS_WIDE
-    enum { COUNT = 2 * FASTNORM_WIDE };
-    if (stride == sizeof(fastnorm_bfloat))
-        for (; n >= COUNT; n -= COUNT, from += COUNT, p += 2 * COUNT)
-            if (!fastnorm_write_bfloats(from, p)) fastnorm_write_portable_bfloat_float(from, COUNT, p, stride);
-#endif
-    fastnorm_write_portable_bfloat_float(from, n, p, stride);
+    ptrdiff_t i = 0;
+    unsigned any_nan = 0;
+    FASTNORM_VECTORS(2 * FASTNORM_WIDE, fastnorm_bfloat, any_nan |= fastnorm_write_bfloats(from + i, p + 2 * i))
+    if (any_nan) i = 0; /* all again */
+    fastnorm_write_portable_bfloat_float(from + i, n - i, p + i * stride, stride);
 }
 
 #endif

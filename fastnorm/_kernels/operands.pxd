@@ -15,7 +15,7 @@ from libc.stdlib cimport free, llabs, malloc
 from fastnorm._kernels.arrays cimport FLOAT32, FLOAT64, NONE, Dtype, data_of, dtype_of
 from fastnorm._kernels.arrays cimport itemsize_of, real
 from fastnorm._kernels.convert cimport read_run, write_run
-from fastnorm._kernels.memory cimport LINE, Writer, at_line, place_bytes, prefetch, prefetch_far
+from fastnorm._kernels.memory cimport LINE, Writer, at_line, place_bytes, prefetch
 from fastnorm._pool cimport participant
 
 cdef extern from "transpose.h" nogil:
@@ -26,6 +26,8 @@ cdef extern from "transpose.h" nogil:
 
 cdef enum:
     MAX_AXES = 64               # NumPy's limit
+    RUN = 256                   # elements that are converted at a time, while
+    AHEAD = 4096                # bytes further on memory is asked for
     ROOM = 2048                 # elements of a block that stays in L1
     BLOCK = 65536               # bytes of one of a turned array, at most,
     WIDE_BLOCK = 262144         # or of many rows
@@ -236,19 +238,31 @@ cdef inline void write_turned(
         j += width
 
 
+cdef inline void read_ahead(
+    Dtype dtype, const char* p, Py_ssize_t n, real* to
+) noexcept nogil:
+    """n elements that lie side by side. Those AHEAD of them, which are most often what is read
+    next, are asked for in passing: they come while these are computed."""
+    cdef Py_ssize_t i = 0, length, size = itemsize_of(dtype)
+    while i < n:
+        length = min(n - i, <Py_ssize_t> RUN)
+        prefetch(p + i * size + AHEAD, length * size)
+        read_run(dtype, p + i * size, size, length, to + i)
+        i += length
+
+
 cdef inline void read_elements(
     const Operand* o, Py_ssize_t index, Py_ssize_t n, real* to
 ) noexcept nogil:
-    """Where elements lie side by side, as many after them are asked for: they come while these are
-    computed, and are most often what is read next."""
     cdef Py_ssize_t run, stride = o.stride[o.axes - 1]
     cdef char* p
     while n > 0:
         p = address(o, index, &run)
         run = min(run, n)
         if stride == itemsize_of(o.dtype):
-            prefetch_far(p + run * stride, run * stride)
-        read_run(o.dtype, p, stride, run, to)
+            read_ahead(o.dtype, p, run, to)
+        else:
+            read_run(o.dtype, p, stride, run, to)
         to += run
         index += run
         n -= run
