@@ -182,6 +182,24 @@ def test_largest_halves(operation, case, half, pass_):
     assert all(result is None or np.isfinite(result).all() for result in results.values())
 
 
+@pytest.mark.parametrize("width", [256, 32, 7])
+@pytest.mark.parametrize("half", HALF_DTYPES, ids=str)
+def test_each_value_of_16_bits(half, width, rng):
+    """All of them, NaN and Inf too, times numbers that make ties, infinite and subnormal products:
+    the float32 product, rounded once, to nearest even."""
+    x = np.arange(2**16, dtype=np.uint16)[: 2**16 // width * width].view(half).reshape(-1, width)
+    mean, var = np.zeros((2, width), np.float32)
+    var += 1
+    for size in (1, 1.5, 1 + 2**-8, 2**-12, 2**14):
+        gamma = np.float32(size) * rng.choice(np.float32([1, -1, 1.25, 0.75]), width)
+        with np.errstate(over="ignore", invalid="ignore"):
+            expected = (x.astype(np.float32) * gamma + 0).astype(half)  # -0 + 0 is 0
+        y = fn.batch_norm(x, mean, var, gamma, eps=0)
+        nan = np.isnan(expected.astype(np.float32))
+        np.testing.assert_array_equal(np.isnan(y.astype(np.float32)), nan)
+        np.testing.assert_array_equal(y.view(np.uint16)[~nan], expected.view(np.uint16)[~nan])
+
+
 def test_one_huge_row_changes_no_other(dtype, rng):
     """The second path that squares need when they overflow is taken by the rows that need it."""
     x = rng.standard_normal((33, 129)).astype(dtype)
