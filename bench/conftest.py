@@ -61,11 +61,12 @@ def measure(benchmark, least_times, request):
         info = benchmark.extra_info
         benchmark.group = group
         info["num_threads"] = fn.get_num_threads()
+        if not benchmark.enabled:  # --benchmark-disable
+            benchmark(call)
+            return
         call()  # warm: first calls make threads, choose algorithms, touch memory
         before = time_of_copy(copied)
         benchmark(call)
-        if not benchmark.stats:  # --benchmark-disable
-            return
         least = benchmark.stats.stats.min
         least_times[group, name] = least, bytes_moved or 1
         if bytes_moved:

@@ -3,12 +3,10 @@
 ``ns_per_byte`` is what to compare, and ``speedup`` is that: the promise is 0.5 or more.
 """
 
-from functools import lru_cache
 from math import prod
 
-import numpy as np
 import pytest
-from libraries import bind
+from libraries import bind, draw
 
 from fastnorm._registry import BATCH_NORM, LAYER_NORM, PASSES, WEIGHT_NORM, Case
 
@@ -49,11 +47,6 @@ def comfortable(operation, case):
     size = prod(case.shape)
     shape = (32, 64, -(-size // 2048)) if operation is BATCH_NORM else (-(-size // 1024), 1024)
     return Case(f"comfortable, as {case.label}", shape)
-
-
-@lru_cache(maxsize=1)
-def draw(operation, case):
-    return operation.draw(case, np.float32)
 
 
 @pytest.mark.parametrize("pass_", PASSES)

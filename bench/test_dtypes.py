@@ -6,7 +6,7 @@ element twice: 1.6 is wanted where memory is what takes the time, and never less
 
 import numpy as np
 import pytest
-from libraries import bind
+from libraries import bind, draw
 
 import fastnorm as fn
 from fastnorm._registry import (
@@ -39,9 +39,9 @@ CASES = [
     ("operation", "case"), [pytest.param(o, c, id=f"{o.name}-{c.label}") for o, c in CASES]
 )
 def test_dtypes(operation, case, dtype, pass_, measure):
-    arrays = operation.draw(case, np.float32)
+    arrays = draw(operation, case)
     first = operation.inputs[0]
-    arrays |= {name: arrays[name].astype(dtype) for name in (first, "dy")}
+    arrays = arrays | {name: arrays[name].astype(dtype) for name in (first, "dy")}
     with fn.num_threads(1):
         measure(
             bind("fastnorm", operation, pass_, case, arrays, out=operation.blank(pass_, arrays)),

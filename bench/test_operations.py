@@ -11,9 +11,8 @@ the input: ``copies`` is how many such copies a call takes. docs/performance.md 
 affine layer computes more than it moves and has no part in it.
 """
 
-import numpy as np
 import pytest
-from libraries import LIBRARIES, bind
+from libraries import LIBRARIES, bind, draw
 
 import fastnorm as fn
 from fastnorm._registry import AFFINE, OPERATIONS, PASSES
@@ -38,7 +37,7 @@ COPIES = [
 
 @pytest.mark.parametrize(("operation", "case", "pass_", "library"), BENCHMARKS)
 def test_operation(operation, case, pass_, library, measure):
-    arrays = operation.draw(case, np.float32)
+    arrays = draw(operation, case)
     measure(
         bind(library, operation, pass_, case, arrays),
         library,
@@ -49,7 +48,7 @@ def test_operation(operation, case, pass_, library, measure):
 
 @pytest.mark.parametrize(("operation", "case", "pass_"), COPIES)
 def test_copies(operation, case, pass_, measure):
-    arrays = operation.draw(case, np.float32)
+    arrays = draw(operation, case)
     with fn.num_threads(1):
         measure(
             bind("fastnorm", operation, pass_, case, arrays, out=operation.blank(pass_, arrays)),

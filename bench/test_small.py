@@ -3,9 +3,8 @@
 The promise: at most 0.8 of PyTorch's time. Fresh results, no ``out=``, one thread.
 """
 
-import numpy as np
 import pytest
-from libraries import LIBRARIES, bind
+from libraries import LIBRARIES, bind, draw
 
 import fastnorm as fn
 from fastnorm._registry import BATCH_NORM, LAYER_NORM, Case
@@ -24,7 +23,7 @@ CASES = [
     [pytest.param(*c, id=f"{c[0].name}-{c[1]}-{c[2].label}") for c in CASES],
 )
 def test_small(operation, pass_, case, library, measure):
-    arrays = operation.draw(case, np.float32)
+    arrays = draw(operation, case)
     with fn.num_threads(1):
         measure(
             bind(library, operation, pass_, case, arrays),

@@ -6,7 +6,7 @@ or more for a small call however many threads it may use. Two free CPUs are need
 
 import numpy as np
 import pytest
-from libraries import bind
+from libraries import bind, draw
 
 import fastnorm as fn
 from fastnorm._registry import BATCH_NORM, LAYER_NORM, OPERATIONS, PASSES, Case
@@ -32,7 +32,7 @@ SMALL = [
 
 
 def time_with_threads(threads, operation, case, pass_, measure):
-    arrays = operation.draw(case, np.float32)
+    arrays = draw(operation, case)
     with fn.num_threads(threads):
         measure(
             bind("fastnorm", operation, pass_, case, arrays, out=operation.blank(pass_, arrays)),
