@@ -30,9 +30,9 @@ cdef enum:
 
 cdef inline bint streams(Py_ssize_t num_bytes, int num_threads) noexcept nogil:
     """Whether a call that reads and writes so many bytes in all should write past the cache, of
-    which one core alone has the use of less."""
-    cdef Py_ssize_t quarter = last_cache_bytes() // 4
-    return CAN_STREAM and num_bytes > (2 if num_threads == 1 else 3) * quarter
+    which one core alone has the use of less, and a virtual machine of less than it says."""
+    cdef Py_ssize_t eighth = last_cache_bytes() // 8
+    return CAN_STREAM and num_bytes >= (3 if num_threads == 1 else 4) * eighth
 
 
 cdef struct Writer:
