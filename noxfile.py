@@ -164,8 +164,10 @@ import fastnorm as fn
 config = fn.show_config('dicts')
 print(*(isa for isa in config['isas'] if isa != config['isa']))"""
     for isa in session.run("python", "-c", code, silent=True).split():
-        tests = [f"tests/test_{name}.py" for name in ("operations", "numerics", "bits")]
-        session.run("pytest", "-q", *tests, *session.posargs, env={"FASTNORM_ISA": isa})
+        tests = [f"tests/test_{name}.py" for name in ("golden", "operations", "numerics", "bits")]
+        # float64's kernels are float32's with another type; its bits are among the golden ones.
+        chosen = session.posargs or ["-k", "golden or not float64"]
+        session.run("pytest", "-q", *tests, *chosen, env={"FASTNORM_ISA": isa})
 
 
 @nox.session(requires=["build"], default=False)
