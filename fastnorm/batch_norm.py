@@ -12,7 +12,7 @@ from ._threads import get_num_threads
 from ._typing import Array, ArrayLike, Group, MaybeArray
 from .moments import merged, state_of_view
 
-if TYPE_CHECKING:  # the kernels of all instruction sets have the same functions
+if TYPE_CHECKING:  # a stub alone has this name: _dispatch.py loads a file under it
     from ._kernels import batch_norm as _kernel
 else:
     _kernel = _dispatch.load("batch_norm")

@@ -11,7 +11,7 @@ from . import _arrays, _dispatch
 from ._threads import get_num_threads
 from ._typing import Array, ArrayLike
 
-if TYPE_CHECKING:  # the kernels of all instruction sets have the same functions
+if TYPE_CHECKING:  # a stub alone has this name: _dispatch.py loads a file under it
     from ._kernels import batch_norm as _kernel
 else:
     _kernel = _dispatch.load("batch_norm")

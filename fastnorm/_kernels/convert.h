@@ -201,20 +201,20 @@ static inline unsigned fastnorm_write_bfloats(const float *from, void *to)
 #endif
 
 #if FASTNORM_IS_WIDE
-#define FASTNORM_VECTORS(step, stored, statement)                                                                    \
-    if (stride == sizeof(stored)) {                                                                                  \
+#define FASTNORM_VECTORS(step, statement)                                                                            \
+    if (stride == sizeof(uint16_t)) {                                                                                \
         FASTNORM_UNROLL_FOUR                                                                                         \
         for (; i <= n - (step); i += (step)) statement;                                                              \
     }
 #else
-#define FASTNORM_VECTORS(step, stored, statement)
+#define FASTNORM_VECTORS(step, statement)
 #endif
 
 static inline void fastnorm_read_half_float(const void *from, ptrdiff_t stride, ptrdiff_t n, float *restrict to)
 {
     const char *p = (const char *)from;
     ptrdiff_t i = 0;
-    FASTNORM_VECTORS(FASTNORM_WIDE, fastnorm_half, fastnorm_read_halves(p + 2 * i, to + i))
+    FASTNORM_VECTORS(FASTNORM_WIDE, fastnorm_read_halves(p + 2 * i, to + i))
     fastnorm_read_portable_half_float(p + i * stride, stride, n - i, to + i);
 }
 
@@ -222,7 +222,7 @@ static inline void fastnorm_read_bfloat_float(const void *from, ptrdiff_t stride
 {
     const char *p = (const char *)from;
     ptrdiff_t i = 0;
-    FASTNORM_VECTORS(FASTNORM_WIDE, fastnorm_bfloat, fastnorm_read_bfloats(p + 2 * i, to + i))
+    FASTNORM_VECTORS(FASTNORM_WIDE, fastnorm_read_bfloats(p + 2 * i, to + i))
     fastnorm_read_portable_bfloat_float(p + i * stride, stride, n - i, to + i);
 }
 
@@ -230,7 +230,7 @@ static inline void fastnorm_write_half_float(const float *restrict from, ptrdiff
 {
     char *p = (char *)to;
     ptrdiff_t i = 0;
-    FASTNORM_VECTORS(FASTNORM_WIDE, fastnorm_half, fastnorm_write_halves(from + i, p + 2 * i))
+    FASTNORM_VECTORS(FASTNORM_WIDE, fastnorm_write_halves(from + i, p + 2 * i))
     fastnorm_write_portable_half_float(from + i, n - i, p + i * stride, stride);
 }
 
@@ -239,7 +239,7 @@ static inline void fastnorm_write_bfloat_float(const float *restrict from, ptrdi
     char *p = (char *)to;
     ptrdiff_t i = 0;
     unsigned any_nan = 0;
-    FASTNORM_VECTORS(2 * FASTNORM_WIDE, fastnorm_bfloat, any_nan |= fastnorm_write_bfloats(from + i, p + 2 * i))
+    FASTNORM_VECTORS(2 * FASTNORM_WIDE, any_nan |= fastnorm_write_bfloats(from + i, p + 2 * i))
     if (any_nan) i = 0; /* all again */
     fastnorm_write_portable_bfloat_float(from + i, n - i, p + i * stride, stride);
 }
