@@ -27,9 +27,9 @@ GIVEN = os.environ.get("FASTNORM_WHEEL")
 
 
 def requirements(session, *extras):
-    """What a build and these extras require, and what an installation without isolation does."""
+    """What a build without isolation and these extras require."""
     named = session.run("python", ".ci/requirements", *extras, silent=True).split("\n")
-    return ["meson", "ninja", *filter(None, named)]
+    return list(filter(None, named))
 
 
 def wheels_folder(session):
