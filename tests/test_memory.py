@@ -277,10 +277,10 @@ program.check(out, block, parts, moments)
 
 @pytest.mark.parametrize(
     ("gigabytes", "limit"),
-    [(0.05, None), pytest.param(1, 0.5, marks=pytest.mark.slow)],
+    [(0.05, None), pytest.param(2, 0.5, marks=pytest.mark.slow)],
 )
 def test_files_larger_than_the_address_space(gigabytes, limit, run_python, tmp_path):
-    """Which is limited to a quarter of the two files, or half of either.
+    """Which is limited to a quarter of the file's size.
 
     A process takes 0.2 GB with two chunks mapped, and each thread's malloc may reserve 64 or 128 MB
     more, as addresses fall.
