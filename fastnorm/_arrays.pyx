@@ -405,12 +405,12 @@ cpdef cnp.ndarray cast(cnp.ndarray a, cnp.dtype dtype):
     )
     if dtype.type_num == cnp.NPY_FLOAT:
         read_run(
-            dtype_of(a), cnp.PyArray_DATA(a), cnp.PyArray_ITEMSIZE(a), cnp.PyArray_SIZE(a),
+            dtype_of(a), cnp.PyArray_DATA(a), cnp.PyArray_ITEMSIZE(a), cnp.PyArray_SIZE(a), 0,
             <float*> cnp.PyArray_DATA(result),
         )
     else:
         read_run(
-            dtype_of(a), cnp.PyArray_DATA(a), cnp.PyArray_ITEMSIZE(a), cnp.PyArray_SIZE(a),
+            dtype_of(a), cnp.PyArray_DATA(a), cnp.PyArray_ITEMSIZE(a), cnp.PyArray_SIZE(a), 0,
             <double*> cnp.PyArray_DATA(result),
         )
     return result

@@ -25,9 +25,9 @@ from fastnorm._kernels.channels_columns cimport map_columns, reduce_columns
 from fastnorm._kernels.channels_planes cimport map_planes, reduce_planes, reduce_rows
 from fastnorm._kernels.channels_task cimport COEFFICIENTS, FEW, GRADIENT_SUMS, MAX_TILE
 from fastnorm._kernels.channels_task cimport MIN_RUN, MOMENTS, NO_MAP, NO_REDUCTION, Block, Channels
-from fastnorm._kernels.channels_task cimport Grid, at_sample
-from fastnorm._kernels.channels_task cimport block_at, mapped_view, plan_whole_tiles, range_count
-from fastnorm._kernels.channels_task cimport range_width
+from fastnorm._kernels.channels_task cimport Grid, Tile, at_sample, block_at, is_read_whole
+from fastnorm._kernels.channels_task cimport mapped_view, plan_whole_tiles, range_count
+from fastnorm._kernels.channels_task cimport range_width, read_tile
 from fastnorm._kernels.columns cimport STRIP
 from fastnorm._kernels.memory cimport LINE, at_line, streams
 from fastnorm._kernels.operands cimport BLOCK, Scratch, nth, of_this_thread, release, reserve
@@ -193,17 +193,22 @@ cdef inline void whole_block(void* task, Py_ssize_t index) noexcept nogil:
     cdef Channels copies[2]
     cdef Channels* t = <Channels*> task
     cdef Py_ssize_t tile = index % t.grid.tiles, r
+    cdef Channels* reduced
     cdef Channels* mapped
+    cdef Tile whole
     cdef Block b
     t = at_sample(t, index // t.grid.tiles, copies)
     b = block_at(t, &t.grid, 0, tile)
+    reduced, mapped = t, mapped_view(t)
+    if is_read_whole(t, b):
+        read_tile(t, b, &whole)
+        reduced, mapped = &whole.reduced, &whole.mapped
     prepare_channels(t, b)
     for r in range(t.grid.ranges):
-        reduce_tile(t, block_at(t, &t.grid, r, tile))
+        reduce_tile(reduced, block_at(t, &t.grid, r, tile))
     finish_channels(t, b)
     if t.conclude != NULL:
         t.conclude(t, b.first_channel, b.last_channel)
-    mapped = mapped_view(t)
     if mapped.map == NO_MAP:
         return
     for r in range(mapped.grid.ranges - 1, -1, -1):
@@ -264,9 +269,9 @@ cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
     cdef Py_ssize_t num_bytes = t.batch * t.n * t.c * t.s * itemsize_of(t.x.dtype)
     cdef int team = threads_for(num_bytes, num_threads)
     cdef char* memory
-    t.streams = streams((3 if t.dy != NULL else 2) * num_bytes, team)
+    t.streams = streams((3 if t.dy != NULL else 2) * num_bytes, team == 1 and not t.planes)
     if t.reduction == NO_REDUCTION and team > 1:
-        t.streams = streams(num_bytes, team)  # until then, the cache takes more than memory does
+        t.streams = streams(num_bytes, False)  # until then, the cache takes more than memory does
     if t.conclude != NULL or t.mapped != NULL:
         plan_whole_tiles(t, team)
     elif not t.planes and not t.streams:

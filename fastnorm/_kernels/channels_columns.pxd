@@ -2,17 +2,18 @@
 
 from libc.string cimport memset
 
-from fastnorm._kernels.arrays cimport real
+from fastnorm._kernels.arrays cimport itemsize_of, real
 from fastnorm._kernels.channels_task cimport CENTRED_SUMS, GRADIENT, GRADIENT_SUMS, INVERSE, MOMENTS
 from fastnorm._kernels.channels_task cimport SCALE, SCALE_SHIFT, SHIFT, SLOPE, SQUARES, Block
 from fastnorm._kernels.channels_task cimport Channels
-from fastnorm._kernels.columns cimport FLUSH, FOUR, STRIP, column_centred_sums
+from fastnorm._kernels.columns cimport EIGHT, FLUSH, FOUR, STRIP, column_centred_sums
 from fastnorm._kernels.columns cimport column_gradient_sums, column_squares, column_sums
 from fastnorm._kernels.columns cimport columns_gradient, columns_scale_shift
 from fastnorm._kernels.columns cimport columns_weighted_gradient, four_columns_gradient
 from fastnorm._kernels.columns cimport four_columns_scale_shift, four_columns_weighted_gradient
+from fastnorm._kernels.columns cimport from_column
 from fastnorm._kernels.memory cimport Writer, flush, open_writer, place
-from fastnorm._kernels.operands cimport load_block, padded, result_block, store_block
+from fastnorm._kernels.operands cimport load_block, load_rows, padded, result_block, store_block
 
 cdef inline void merge_columns(
     double* mean, double* m2, Py_ssize_t n, Py_ssize_t count, Py_ssize_t more,
@@ -34,40 +35,64 @@ cdef inline void merge_columns(
         m2[j] += deviation + delta * delta * weight
 
 
+cdef inline Py_ssize_t columns_at_once(Channels* t, Py_ssize_t rows) noexcept nogil:
+    """Columns of a block of so many rows."""
+    return <Py_ssize_t> STRIP if t.direct else min(t.room // rows, <Py_ssize_t> STRIP)
+
+
 cdef inline Py_ssize_t rows_at_once(Channels* t, Py_ssize_t n) noexcept nogil:
     """Rows of n columns in a block of the reduction: all of them, or what scratch memory holds. The
     primitives take eight or four."""
-    cdef Py_ssize_t eights = max(t.room // padded(n) // 8, <Py_ssize_t> 1)
-    return <Py_ssize_t> FLUSH if t.direct else min(8 * eights, <Py_ssize_t> FLUSH)
+    cdef Py_ssize_t eights = max(t.room // padded(n) // EIGHT, <Py_ssize_t> 1)
+    return <Py_ssize_t> FLUSH if t.direct else min(EIGHT * eights, <Py_ssize_t> FLUSH)
+
+
+cdef inline void add_block(
+    Channels* t, Py_ssize_t index, Py_ssize_t rows, Py_ssize_t n, const real* coefficients,
+    const real* centre, real* sums, real* others, real* x_scratch, real* dy_scratch,
+) noexcept nogil:
+    """What the reduction adds up of n columns in some rows; sums alone where there is no centre."""
+    cdef bint asks = t.direct and t.streams and not t.whole_tiles and n == t.width
+    cdef Py_ssize_t ahead = EIGHT * t.width if asks else 0
+    cdef Py_ssize_t next_rows = rows * t.width * itemsize_of(t.x.dtype)
+    cdef Py_ssize_t x_stride, dy_stride
+    cdef const real* x = load_rows(
+        t.x, index, t.width, rows, n, next_rows, x_scratch, &x_stride
+    )
+    cdef const real* dy
+    if t.reduction == GRADIENT_SUMS:
+        dy = load_rows(t.dy, index, t.width, rows, n, next_rows, dy_scratch, &dy_stride)
+        column_gradient_sums(
+            dy, dy_stride, x, x_stride, rows, n, coefficients if t.centred else NULL,
+            coefficients + INVERSE * t.width, sums, others, ahead,
+        )
+    elif t.reduction == SQUARES:
+        column_squares(x, x_stride, rows, n, others, ahead)
+    elif centre == NULL:
+        column_sums(x, x_stride, rows, n, sums)
+    else:
+        column_centred_sums(x, x_stride, rows, n, centre, sums, others, ahead)
 
 
 cdef inline void add_rows(
     Channels* t, Py_ssize_t index, Py_ssize_t rows, Py_ssize_t n, const real* coefficients,
     const real* centre, real* sums, real* others, real* x_scratch, real* dy_scratch,
 ) noexcept nogil:
-    """What the reduction adds up of n columns in some rows; sums alone where there is no centre."""
-    cdef bint asks = t.direct and t.streams and not t.whole_tiles and n == t.width
-    cdef Py_ssize_t ahead = 8 * t.width if asks else 0
-    cdef Py_ssize_t done = 0, more, x_stride, dy_stride
-    cdef const real* x
-    cdef const real* dy
-    while done < rows:
-        more = min(rows - done, rows_at_once(t, n))
-        x = load_block(t.x, index, t.width, more, n, x_scratch, &x_stride)
-        if t.reduction == GRADIENT_SUMS:
-            dy = load_block(t.dy, index, t.width, more, n, dy_scratch, &dy_stride)
-            column_gradient_sums(
-                dy, dy_stride, x, x_stride, more, n, coefficients if t.centred else NULL,
-                coefficients + INVERSE * t.width, sums, others, ahead,
+    """The same for a strip of columns, block by block."""
+    cdef Py_ssize_t width = columns_at_once(t, EIGHT)
+    cdef Py_ssize_t row = 0, more, column, some
+    while row < rows:
+        more = min(rows - row, rows_at_once(t, min(n, width)))
+        column = 0
+        while column < n:
+            some = min(n - column, width)
+            add_block(
+                t, index + row * t.width + column, more, some, coefficients + column,
+                from_column(centre, column), sums + column, others + column,
+                x_scratch, dy_scratch,
             )
-        elif t.reduction == SQUARES:
-            column_squares(x, x_stride, more, n, others, ahead)
-        elif centre == NULL:
-            column_sums(x, x_stride, more, n, sums)
-        else:
-            column_centred_sums(x, x_stride, more, n, centre, sums, others, ahead)
-        done += more
-        index += more * t.width
+            column += some
+        row += more
 
 
 cdef inline void reduce_strip(
@@ -110,18 +135,12 @@ cdef inline void reduce_strip(
         row += more
 
 
-cdef inline Py_ssize_t columns_at_once(Channels* t, Py_ssize_t rows) noexcept nogil:
-    """Columns of a block of so many rows."""
-    return <Py_ssize_t> STRIP if t.direct else min(t.room // rows, <Py_ssize_t> STRIP)
-
-
 cdef inline void reduce_columns(
     Channels* t, Block b, real* x_scratch, real* dy_scratch
 ) noexcept nogil:
     cdef Py_ssize_t column = b.first_column, n
     while column < b.last_column:
-        # Twice the room, for eight whole rows where these are of 512 columns: half rows are no run.
-        n = min(b.last_column - column, columns_at_once(t, FOUR))
+        n = min(b.last_column - column, <Py_ssize_t> STRIP)
         reduce_strip(
             t, t.base + b.first_unit * t.width + column, b.last_unit - b.first_unit, column, n,
             x_scratch, dy_scratch,

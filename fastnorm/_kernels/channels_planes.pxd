@@ -18,7 +18,10 @@ cdef inline Py_ssize_t piece_length(Channels* t, Py_ssize_t unit) noexcept nogil
 cdef inline Py_ssize_t piece_offset(
     Channels* t, Py_ssize_t unit, Py_ssize_t channel
 ) noexcept nogil:
-    return t.base + (unit // t.pieces * t.c + channel) * t.s + unit % t.pieces * PIECE
+    """Where it is in x and dy."""
+    return (
+        t.origin + unit // t.pieces * t.plane_step + channel * t.s + unit % t.pieces * PIECE
+    )
 
 
 cdef inline Py_ssize_t planes_at_once(
@@ -109,9 +112,11 @@ cdef inline void reduce_rows(
     cdef Py_ssize_t channel = b.first_channel, some, stride, dy_stride, k
     while channel < b.last_channel:
         some = planes_at_once(t, b.last_channel - channel, t.s)
-        x = load_block(t.x, t.base + channel * t.s, t.s, some, t.s, x_scratch, &stride)
+        x = load_block(t.x, t.origin + channel * t.s, t.s, some, t.s, x_scratch, &stride)
         if t.reduction == GRADIENT_SUMS:
-            dy = load_block(t.dy, t.base + channel * t.s, t.s, some, t.s, dy_scratch, &dy_stride)
+            dy = load_block(
+                t.dy, t.origin + channel * t.s, t.s, some, t.s, dy_scratch, &dy_stride
+            )
             for k in range(some):
                 row_gradient_sums(
                     dy + k * dy_stride, x + k * stride, <const real*> NULL, t.s,
@@ -154,19 +159,22 @@ cdef inline void map_run(
 
 
 cdef inline void map_block_of_planes(
-    Channels* t, Py_ssize_t index, Py_ssize_t channel, Py_ssize_t channels, Py_ssize_t n,
-    Py_ssize_t next_plane, real* x_scratch, real* source_scratch, real* y_scratch, Writer* writer,
+    Channels* t, Py_ssize_t sample, Py_ssize_t start, Py_ssize_t channel, Py_ssize_t channels,
+    Py_ssize_t n, Py_ssize_t next_plane, real* x_scratch, real* source_scratch, real* y_scratch,
+    Writer* writer,
 ) noexcept nogil:
-    """n elements of each of these channels, from `index` on. The next plane of y is far away, and a
-    store reads the line that it writes to: next_plane says how far, or 0."""
+    """n elements of each of these channels, from `start` on in their planes. The next plane of y is
+    far away, and a store reads the line that it writes to: next_plane says how far, or 0."""
+    cdef Py_ssize_t index = t.base + (sample * t.c + channel) * t.s + start
+    cdef Py_ssize_t source_index = t.origin + sample * t.plane_step + channel * t.s + start
     cdef Py_ssize_t x_stride = 0, stride, y_stride, k
     cdef const real* x = NULL
     cdef const real* source = load_block(
-        t.source, index, t.s, channels, n, source_scratch, &stride
+        t.source, source_index, t.s, channels, n, source_scratch, &stride
     )
     cdef real* y = result_block(t.y, index, t.s, n, y_scratch, &y_stride)
     if t.map != SCALE_SHIFT:
-        x = load_block(t.x, index, t.s, channels, n, x_scratch, &x_stride)
+        x = load_block(t.x, source_index, t.s, channels, n, x_scratch, &x_stride)
     for k in range(channels):
         if next_plane:
             prefetch(y + k * y_stride + next_plane, n * sizeof(real))
@@ -194,8 +202,8 @@ cdef inline void map_planes(
                 some = b.last_channel - channel
                 some = some if t.direct else planes_at_once(t, some, n)
                 map_block_of_planes(
-                    t, t.base + (sample * t.c + channel) * t.s + start, channel, some, n,
-                    next_plane, x_scratch, source_scratch, y_scratch, &writer,
+                    t, sample, start, channel, some, n, next_plane,
+                    x_scratch, source_scratch, y_scratch, &writer,
                 )
                 channel += some
             start += n

@@ -6,7 +6,8 @@ from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport BLOCK_BYTES, BLOCKS_PER_THREAD, MAX_PARTIALS, ceil_div
 from fastnorm._kernels.columns cimport FOUR, STRIP
 from fastnorm._kernels.moments cimport Extent, rescue
-from fastnorm._kernels.operands cimport Operand, Scratch, room, set_operand
+from fastnorm._kernels.operands cimport BLOCK, Operand, Scratch, load_block, nth, of_this_thread
+from fastnorm._kernels.operands cimport padded, room, set_operand
 
 cdef enum:
     MIN_PLANE = 128             # elements: shorter planes are columns
@@ -78,6 +79,8 @@ cdef struct Channels:
     Py_ssize_t group            # channels that are concluded together
     Channels* mapped            # the view of the same elements that is mapped, if it is another
     Py_ssize_t base             # index of the view's first element: where the sample begins
+    Py_ssize_t origin           # the same in x and dy, of planes, and how far these are from one
+    Py_ssize_t plane_step       # sample to the next there: see `Tile`
     const Operand* x
     const Operand* dy           # NULL in forward
     const Operand* source       # of SCALE_SHIFT: x or dy
@@ -298,7 +301,8 @@ cdef inline void set_operands(
 
 cdef inline void use_operands(Channels* t, const Operands* o) noexcept nogil:
     """What is mapped is the gradient, where there is one."""
-    t.base = 0
+    t.base = t.origin = 0
+    t.plane_step = t.c * t.s
     t.x, t.y = &o.x, &o.y
     t.dy = NULL if o.dy.data == NULL else &o.dy
     t.source = t.x if t.dy == NULL else t.dy
@@ -379,6 +383,7 @@ cdef inline bint rescue_channel(
 cdef inline void move_to_sample(Channels* t, Py_ssize_t sample) noexcept nogil:
     cdef Py_ssize_t partials = sample * t.grid.ranges * t.width
     t.sample, t.base = sample, sample * t.n * t.c * t.s
+    t.origin = t.base
     t.first, t.second = t.first + partials, t.second + partials
     t.coefficients = <char*> t.coefficients + (
         sample * COEFFICIENTS * t.width * itemsize_of(t.dtype)
@@ -400,3 +405,62 @@ cdef inline Channels* at_sample(Channels* t, Py_ssize_t sample, Channels* copies
 
 cdef inline Channels* mapped_view(Channels* t) noexcept nogil:
     return t if t.mapped == NULL else t.mapped
+
+
+# A tile of planes that a block reads as a whole, into scratch memory: what is not computed from
+# where it is, is converted once, not for the sums and again for the map.
+
+
+cdef struct Tile:
+    Channels reduced
+    Channels mapped
+    Operand x
+    Operand dy
+
+
+cdef inline Py_ssize_t tile_step(Channels* t, Block b) noexcept nogil:
+    """Elements from one sample of a tile to the next in scratch memory."""
+    return padded((b.last_channel - b.first_channel) * t.s)
+
+
+cdef inline bint is_read_whole(Channels* t, Block b) noexcept nogil:
+    cdef bint is_apart = not t.x.direct and not t.x.turned
+    if t.dy != NULL:
+        is_apart = is_apart and not t.dy.direct and not t.dy.turned
+    return is_apart and t.planes and mapped_view(t).planes and (
+        t.n * tile_step(t, b) * itemsize_of(t.dtype) <= BLOCK
+    )
+
+
+cdef inline void read_planes(
+    Channels* t, const Operand* o, Block b, real* to, Operand* copy
+) noexcept nogil:
+    cdef Py_ssize_t n = (b.last_channel - b.first_channel) * t.s
+    cdef Py_ssize_t sample, index = t.base + b.first_channel * t.s, stride
+    copy.direct, copy.data = True, <char*> to
+    for sample in range(t.n):
+        load_block(o, index + sample * t.c * t.s, n, 1, n, to + sample * tile_step(t, b), &stride)
+
+
+cdef inline void use_tile(Channels* t, Block b, Tile* tile) noexcept nogil:
+    t.origin = -b.first_channel * tile.reduced.s
+    t.plane_step = tile_step(&tile.reduced, b)
+    t.source = &tile.x if t.source == t.x else &tile.dy
+    t.x = &tile.x
+    if t.dy != NULL:
+        t.dy = &tile.dy
+
+
+cdef inline void read_tile(Channels* t, Block b, Tile* tile) noexcept nogil:
+    cdef Scratch scratch = of_this_thread(t.scratch)
+    tile.reduced, tile.mapped = t[0], mapped_view(t)[0]
+    if t.dtype == FLOAT32:
+        read_planes(t, t.x, b, <float*> nth(scratch, 0), &tile.x)
+        if t.dy != NULL:
+            read_planes(t, t.dy, b, <float*> nth(scratch, 1), &tile.dy)
+    else:
+        read_planes(t, t.x, b, <double*> nth(scratch, 0), &tile.x)
+        if t.dy != NULL:
+            read_planes(t, t.dy, b, <double*> nth(scratch, 1), &tile.dy)
+    use_tile(&tile.reduced, b, tile)
+    use_tile(&tile.mapped, b, tile)

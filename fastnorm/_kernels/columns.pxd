@@ -14,6 +14,7 @@ cdef enum:
     STRIP = 1024        # columns whose accumulators live on the stack
     FLUSH = 64          # rows added in the type of x before they go into double
     FOUR = 4
+    EIGHT = 8
     STEP = 32           # elements of a row between two requests for memory
 
 

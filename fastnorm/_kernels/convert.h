@@ -11,6 +11,8 @@
 #include <immintrin.h>
 #endif
 
+#include "memory.h"
+
 typedef uint16_t fastnorm_half, fastnorm_bfloat;
 
 static inline uint32_t fastnorm_bits(float x)
@@ -76,18 +78,24 @@ static inline fastnorm_half fastnorm_double_to_half(double x) { return fastnorm_
 
 static inline fastnorm_bfloat fastnorm_double_to_bfloat(double x) { return fastnorm_to_bfloat(fastnorm_to_odd(x)); }
 
-/* n elements, `stride` bytes apart in an array, beside each other in a kernel. */
+/* n elements, `stride` bytes apart in an array, beside each other in a kernel. Where they are so in the array too, line
+   by line, and the line `ahead` bytes further on is asked for: it comes while these are computed. */
 #define FASTNORM_READ(name, stored, real, decode)                                                                    \
     static inline void fastnorm_read_##name##_##real(                                                                \
-        const void *from, ptrdiff_t stride, ptrdiff_t n, real *restrict to)                                          \
+        const void *from, ptrdiff_t stride, ptrdiff_t n, ptrdiff_t ahead, real *restrict to)                         \
     {                                                                                                                \
+        enum { SIZE = sizeof(stored), IN_LINE = FASTNORM_LINE / SIZE };                                              \
         const char *p = (const char *)from;                                                                          \
-        ptrdiff_t i;                                                                                                 \
+        ptrdiff_t i = 0, j;                                                                                          \
         stored s;                                                                                                    \
-        if (stride == sizeof s)                                                                                      \
-            for (i = 0; i < n; ++i) memcpy(&s, p + i * (ptrdiff_t)sizeof s, sizeof s), to[i] = decode(s);            \
-        else                                                                                                         \
-            for (i = 0; i < n; ++i) memcpy(&s, p + i * stride, sizeof s), to[i] = decode(s);                         \
+        if (stride == SIZE) {                                                                                        \
+            for (; i <= n - IN_LINE; i += IN_LINE) {                                                                 \
+                FASTNORM_PREFETCH(p + i * SIZE + ahead, 3);                                                          \
+                for (j = i; j < i + IN_LINE; ++j) memcpy(&s, p + j * SIZE, SIZE), to[j] = decode(s);                 \
+            }                                                                                                        \
+            for (; i < n; ++i) memcpy(&s, p + i * SIZE, SIZE), to[i] = decode(s);                                    \
+        } else                                                                                                       \
+            for (; i < n; ++i) memcpy(&s, p + i * stride, SIZE), to[i] = decode(s);                                  \
     }
 
 #define FASTNORM_WRITE(name, stored, real, encode)                                                                   \
@@ -123,7 +131,7 @@ FASTNORM_WRITE(half, fastnorm_half, double, fastnorm_double_to_half)
 
 /* Compilers do not turn the functions for float16 into the instructions that do the same, and make heavy weather of
    rounding to bfloat16: there, upper and lower halves are taken apart, and the upper is 1 more where the lower is above
-   a half, or is a half and the upper odd. True: there is a NaN, which that makes something else of. */
+   a half, or is a half and the upper odd. That makes something else of a NaN; whether there is one is to be seen. */
 #if defined(__AVX512F__) && defined(__AVX512BW__)
 #define FASTNORM_IS_WIDE 1
 enum { FASTNORM_WIDE = 16 }; /* elements at a time; twice as many to bfloat16 */
@@ -143,7 +151,11 @@ static inline void fastnorm_write_halves(const float *from, void *to)
     _mm256_storeu_si256((__m256i *)to, _mm512_cvtps_ph(_mm512_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT));
 }
 
-static inline unsigned fastnorm_write_bfloats(const float *from, void *to)
+typedef __mmask16 fastnorm_nans;
+
+static inline int fastnorm_any(fastnorm_nans seen) { return seen != 0; }
+
+static inline void fastnorm_write_bfloats(const float *from, void *to, fastnorm_nans *seen)
 {
     const __m512i one = _mm512_set1_epi16(1), even = _mm512_set_epi16(
         62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34, 32,
@@ -155,7 +167,7 @@ static inline unsigned fastnorm_write_bfloats(const float *from, void *to)
     __m512i remainder = _mm512_adds_epu16(lower, _mm512_and_si512(upper, one));
     __mmask32 up = _mm512_cmpgt_epu16_mask(remainder, _mm512_set1_epi16((short)0x8000));
     _mm512_storeu_si512(to, _mm512_mask_add_epi16(upper, up, upper, one));
-    return _mm512_cmp_ps_mask(x, y, _CMP_UNORD_Q);
+    *seen |= _mm512_cmp_ps_mask(x, y, _CMP_UNORD_Q);
 }
 #elif defined(__AVX2__) && defined(__F16C__)
 #define FASTNORM_IS_WIDE 1
@@ -177,71 +189,89 @@ static inline void fastnorm_write_halves(const float *from, void *to)
     _mm_storeu_si128((__m128i *)to, _mm256_cvtps_ph(_mm256_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT));
 }
 
-static inline unsigned fastnorm_write_bfloats(const float *from, void *to)
+typedef __m256 fastnorm_nans;
+
+static inline int fastnorm_any(fastnorm_nans seen) { return _mm256_movemask_ps(seen); }
+
+static inline void fastnorm_write_bfloats(const float *from, void *to, fastnorm_nans *seen)
 {
-    const __m256i half = _mm256_set1_epi32(0xffff), above = _mm256_set1_epi16((short)0x8001);
+    const __m256i one = _mm256_set1_epi16(1), turn = _mm256_setr_epi8(
+        0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
     __m256 x = _mm256_loadu_ps(from), y = _mm256_loadu_ps(from + FASTNORM_WIDE);
     __m256i a = _mm256_castps_si256(x), b = _mm256_castps_si256(y);
-    __m256i lower = _mm256_packus_epi32(_mm256_and_si256(a, half), _mm256_and_si256(b, half));
-    __m256i upper = _mm256_packus_epi32(_mm256_srli_epi32(a, 16), _mm256_srli_epi32(b, 16));
-    __m256i remainder = _mm256_adds_epu16(lower, _mm256_and_si256(upper, _mm256_set1_epi16(1)));
-    __m256i up = _mm256_cmpeq_epi16(_mm256_max_epu16(remainder, above), remainder); /* -1 where it is at least that */
-    _mm256_storeu_si256((__m256i *)to, _mm256_permute4x64_epi64(_mm256_sub_epi16(upper, up), 0xd8));
-    return (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(x, y, _CMP_UNORD_Q));
+    __m256i lower = _mm256_blend_epi16(a, _mm256_slli_epi32(b, 16), 0xaa);
+    __m256i upper = _mm256_blend_epi16(_mm256_srli_epi32(a, 16), b, 0xaa);
+    __m256i above = _mm256_subs_epu16(lower, _mm256_andnot_si256(upper, one)); /* its sign says so */
+    __m256i mixed = _mm256_shuffle_epi8(_mm256_add_epi16(upper, _mm256_srli_epi16(above, 15)), turn);
+    _mm256_storeu_si256((__m256i *)to, _mm256_permute4x64_epi64(mixed, 0xd8));
+    *seen = _mm256_or_ps(*seen, _mm256_cmp_ps(x, y, _CMP_UNORD_Q));
 }
 #else
 #define FASTNORM_IS_WIDE 0
 #endif
 
-/* A loop of one vector would spend half of its time on counting. */
-#if FASTNORM_IS_WIDE && defined(__GNUC__)
+/* A loop of one vector would spend half of its time on counting. What is left over is part of a last vector, which does
+   some elements again. */
+#if defined(__GNUC__)
 #define FASTNORM_UNROLL_FOUR _Pragma("GCC unroll 4")
 #else
 #define FASTNORM_UNROLL_FOUR
 #endif
 
 #if FASTNORM_IS_WIDE
-#define FASTNORM_VECTORS(step, statement)                                                                            \
-    if (stride == sizeof(uint16_t)) {                                                                                \
-        FASTNORM_UNROLL_FOUR                                                                                         \
-        for (; i <= n - (step); i += (step)) statement;                                                              \
+#define FASTNORM_READ_WIDE(name, vector)                                                                             \
+    static inline void fastnorm_read_##name##_float(                                                                 \
+        const void *from, ptrdiff_t stride, ptrdiff_t n, ptrdiff_t ahead, float *restrict to)                        \
+    {                                                                                                                \
+        enum { SIZE = 2, IN_LINE = FASTNORM_LINE / SIZE };                                                           \
+        const char *p = (const char *)from;                                                                          \
+        ptrdiff_t i = 0, j;                                                                                          \
+        if (stride == SIZE) {                                                                                        \
+            for (; i <= n - IN_LINE; i += IN_LINE) {                                                                 \
+                FASTNORM_PREFETCH(p + i * SIZE + ahead, 3);                                                          \
+                for (j = i; j < i + IN_LINE; j += FASTNORM_WIDE) vector(p + j * SIZE, to + j);                       \
+            }                                                                                                        \
+            for (; i <= n - FASTNORM_WIDE; i += FASTNORM_WIDE) vector(p + i * SIZE, to + i);                         \
+            if (i < n && n >= FASTNORM_WIDE) i = n, vector(p + (n - FASTNORM_WIDE) * SIZE, to + n - FASTNORM_WIDE);   \
+        }                                                                                                            \
+        fastnorm_read_portable_##name##_float(p + i * stride, stride, n - i, ahead, to + i);                         \
     }
-#else
-#define FASTNORM_VECTORS(step, statement)
-#endif
 
-static inline void fastnorm_read_half_float(const void *from, ptrdiff_t stride, ptrdiff_t n, float *restrict to)
-{
-    const char *p = (const char *)from;
-    ptrdiff_t i = 0;
-    FASTNORM_VECTORS(FASTNORM_WIDE, fastnorm_read_halves(p + 2 * i, to + i))
-    fastnorm_read_portable_half_float(p + i * stride, stride, n - i, to + i);
-}
-
-static inline void fastnorm_read_bfloat_float(const void *from, ptrdiff_t stride, ptrdiff_t n, float *restrict to)
-{
-    const char *p = (const char *)from;
-    ptrdiff_t i = 0;
-    FASTNORM_VECTORS(FASTNORM_WIDE, fastnorm_read_bfloats(p + 2 * i, to + i))
-    fastnorm_read_portable_bfloat_float(p + i * stride, stride, n - i, to + i);
-}
+FASTNORM_READ_WIDE(half, fastnorm_read_halves)
+FASTNORM_READ_WIDE(bfloat, fastnorm_read_bfloats)
 
 static inline void fastnorm_write_half_float(const float *restrict from, ptrdiff_t n, void *to, ptrdiff_t stride)
 {
     char *p = (char *)to;
     ptrdiff_t i = 0;
-    FASTNORM_VECTORS(FASTNORM_WIDE, fastnorm_write_halves(from + i, p + 2 * i))
+    if (stride == sizeof(fastnorm_half)) {
+        FASTNORM_UNROLL_FOUR
+        for (; i <= n - FASTNORM_WIDE; i += FASTNORM_WIDE) fastnorm_write_halves(from + i, p + 2 * i);
+        if (i < n && n >= FASTNORM_WIDE)
+            i = n, fastnorm_write_halves(from + n - FASTNORM_WIDE, p + 2 * (n - FASTNORM_WIDE));
+    }
     fastnorm_write_portable_half_float(from + i, n - i, p + i * stride, stride);
 }
 
 static inline void fastnorm_write_bfloat_float(const float *restrict from, ptrdiff_t n, void *to, ptrdiff_t stride)
 {
+    enum { STEP = 2 * FASTNORM_WIDE };
     char *p = (char *)to;
     ptrdiff_t i = 0;
-    unsigned any_nan = 0;
-    FASTNORM_VECTORS(2 * FASTNORM_WIDE, any_nan |= fastnorm_write_bfloats(from + i, p + 2 * i))
-    if (any_nan) i = 0; /* all again */
+    fastnorm_nans seen = {0};
+    if (stride == sizeof(fastnorm_bfloat)) {
+        FASTNORM_UNROLL_FOUR
+        for (; i <= n - STEP; i += STEP) fastnorm_write_bfloats(from + i, p + 2 * i, &seen);
+        if (i < n && n >= STEP) i = n, fastnorm_write_bfloats(from + n - STEP, p + 2 * (n - STEP), &seen);
+    }
+    if (fastnorm_any(seen)) i = 0; /* all again */
     fastnorm_write_portable_bfloat_float(from + i, n - i, p + i * stride, stride);
 }
+#else
+FASTNORM_READ(half, fastnorm_half, float, fastnorm_from_half)
+FASTNORM_READ(bfloat, fastnorm_bfloat, float, fastnorm_from_bfloat)
+FASTNORM_WRITE(half, fastnorm_half, float, fastnorm_to_half)
+FASTNORM_WRITE(bfloat, fastnorm_bfloat, float, fastnorm_to_bfloat)
+#endif
 
 #endif

@@ -2,24 +2,25 @@
 
 from fastnorm._kernels.arrays cimport BFLOAT16, FLOAT16, FLOAT32, Dtype, real
 
-# (where in the array, bytes from one element to the next, elements, where in the kernel)
+# (where in the array, bytes from one element to the next, elements, bytes ahead,
+# where in the kernel)
 cdef extern from "convert.h" nogil:
     void read_float_float "fastnorm_read_float_float"(
-        const void*, Py_ssize_t, Py_ssize_t, float*)
+        const void*, Py_ssize_t, Py_ssize_t, Py_ssize_t, float*)
     void read_float_double "fastnorm_read_float_double"(
-        const void*, Py_ssize_t, Py_ssize_t, double*)
+        const void*, Py_ssize_t, Py_ssize_t, Py_ssize_t, double*)
     void read_double_float "fastnorm_read_double_float"(
-        const void*, Py_ssize_t, Py_ssize_t, float*)
+        const void*, Py_ssize_t, Py_ssize_t, Py_ssize_t, float*)
     void read_double_double "fastnorm_read_double_double"(
-        const void*, Py_ssize_t, Py_ssize_t, double*)
+        const void*, Py_ssize_t, Py_ssize_t, Py_ssize_t, double*)
     void read_half_float "fastnorm_read_half_float"(
-        const void*, Py_ssize_t, Py_ssize_t, float*)
+        const void*, Py_ssize_t, Py_ssize_t, Py_ssize_t, float*)
     void read_half_double "fastnorm_read_half_double"(
-        const void*, Py_ssize_t, Py_ssize_t, double*)
+        const void*, Py_ssize_t, Py_ssize_t, Py_ssize_t, double*)
     void read_bfloat_float "fastnorm_read_bfloat_float"(
-        const void*, Py_ssize_t, Py_ssize_t, float*)
+        const void*, Py_ssize_t, Py_ssize_t, Py_ssize_t, float*)
     void read_bfloat_double "fastnorm_read_bfloat_double"(
-        const void*, Py_ssize_t, Py_ssize_t, double*)
+        const void*, Py_ssize_t, Py_ssize_t, Py_ssize_t, double*)
 
 # (where in the kernel, elements, where in the array, bytes from one element to the next)
 cdef extern from "convert.h" nogil:
@@ -42,27 +43,28 @@ cdef extern from "convert.h" nogil:
 
 
 cdef inline void read_run(
-    Dtype dtype, const void* p, Py_ssize_t stride, Py_ssize_t n, real* to
+    Dtype dtype, const void* p, Py_ssize_t stride, Py_ssize_t n, Py_ssize_t ahead, real* to
 ) noexcept nogil:
-    """n elements of an array, `stride` bytes apart from p on."""
+    """n elements of an array, `stride` bytes apart from p on. Where they lie side by side, those
+    `ahead` bytes further on are asked for in passing."""
     if real is float:
         if dtype == FLOAT32:
-            read_float_float(p, stride, n, to)
+            read_float_float(p, stride, n, ahead, to)
         elif dtype == BFLOAT16:
-            read_bfloat_float(p, stride, n, to)
+            read_bfloat_float(p, stride, n, ahead, to)
         elif dtype == FLOAT16:
-            read_half_float(p, stride, n, to)
+            read_half_float(p, stride, n, ahead, to)
         else:
-            read_double_float(p, stride, n, to)
+            read_double_float(p, stride, n, ahead, to)
     else:
         if dtype == FLOAT32:
-            read_float_double(p, stride, n, to)
+            read_float_double(p, stride, n, ahead, to)
         elif dtype == BFLOAT16:
-            read_bfloat_double(p, stride, n, to)
+            read_bfloat_double(p, stride, n, ahead, to)
         elif dtype == FLOAT16:
-            read_half_double(p, stride, n, to)
+            read_half_double(p, stride, n, ahead, to)
         else:
-            read_double_double(p, stride, n, to)
+            read_double_double(p, stride, n, ahead, to)
 
 
 cdef inline void write_run(

@@ -342,7 +342,7 @@ cdef int run_rows(
     rows.s, t.period = s, num_groups
     num_bytes = t.rows * t.n * itemsize_of(t.x.dtype)
     num_threads = threads_for(num_bytes, num_threads)
-    t.streams = streams((operands + 1) * num_bytes, num_threads)
+    t.streams = streams((operands + 1) * num_bytes, num_threads == 1)
     t.gamma = t.beta = NULL
     try:
         t.gamma = expanded(gamma, t.dtype, num_groups * group, s)

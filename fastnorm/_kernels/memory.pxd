@@ -28,11 +28,11 @@ cdef enum:
     DISTANCE = 512                  # bytes
 
 
-cdef inline bint streams(Py_ssize_t num_bytes, int num_threads) noexcept nogil:
+cdef inline bint streams(Py_ssize_t num_bytes, bint early) noexcept nogil:
     """Whether a call that reads and writes so many bytes in all should write past the cache, of
-    which one core alone has the use of less, and a virtual machine of less than it says."""
+    which a virtual machine has less than it says. Early: one core alone has the use of less yet."""
     cdef Py_ssize_t eighth = last_cache_bytes() // 8
-    return CAN_STREAM and num_bytes >= (3 if num_threads == 1 else 4) * eighth
+    return CAN_STREAM and num_bytes >= (3 if early else 4) * eighth
 
 
 cdef struct Writer:

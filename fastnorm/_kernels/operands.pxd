@@ -26,8 +26,7 @@ cdef extern from "transpose.h" nogil:
 
 cdef enum:
     MAX_AXES = 64               # NumPy's limit
-    RUN = 256                   # elements that are converted at a time, while
-    AHEAD = 4096                # bytes further on memory is asked for
+    AHEAD = 4096                # bytes further on memory is asked for, if nothing is said
     ROOM = 2048                 # elements of a block that stays in L1
     BLOCK = 65536               # bytes of one of a turned array, at most,
     WIDE_BLOCK = 262144         # or of many rows
@@ -195,7 +194,7 @@ cdef inline void read_turned(
     while j < n:
         width = min(n - j, <Py_ssize_t> SIDE)
         for k in range(width):
-            read_run(o.dtype, p + (j + k) * step, stride, rows, tile + k * apart)
+            read_run(o.dtype, p + (j + k) * step, stride, rows, 0, tile + k * apart)
             if asks:
                 prefetch(p + (j + k) * step + rows * stride, rows * stride)
         transpose(tile, apart, width, rows, to + j, to_stride)
@@ -238,19 +237,6 @@ cdef inline void write_turned(
         j += width
 
 
-cdef inline void read_ahead(
-    Dtype dtype, const char* p, Py_ssize_t n, real* to
-) noexcept nogil:
-    """n elements that lie side by side. Those AHEAD of them, which are most often what is read
-    next, are asked for in passing: they come while these are computed."""
-    cdef Py_ssize_t i = 0, length, size = itemsize_of(dtype)
-    while i < n:
-        length = min(n - i, <Py_ssize_t> RUN)
-        prefetch(p + i * size + AHEAD, length * size)
-        read_run(dtype, p + i * size, size, length, to + i)
-        i += length
-
-
 cdef inline void read_elements(
     const Operand* o, Py_ssize_t index, Py_ssize_t n, real* to
 ) noexcept nogil:
@@ -259,10 +245,7 @@ cdef inline void read_elements(
     while n > 0:
         p = address(o, index, &run)
         run = min(run, n)
-        if stride == itemsize_of(o.dtype):
-            read_ahead(o.dtype, p, run, to)
-        else:
-            read_run(o.dtype, p, stride, run, to)
+        read_run(o.dtype, p, stride, run, AHEAD, to)
         to += run
         index += run
         n -= run
@@ -294,20 +277,25 @@ cdef inline Py_ssize_t scratch_stride(
     return n if is_one_run(o, step, n) else padded(n)
 
 
-cdef inline const real* load_block(
+cdef inline const real* load_rows(
     const Operand* o, Py_ssize_t index, Py_ssize_t step, Py_ssize_t rows, Py_ssize_t n,
-    real* scratch, Py_ssize_t* stride,
+    Py_ssize_t ahead, real* scratch, Py_ssize_t* stride,
 ) noexcept nogil:
-    """The block, and how many elements its rows are apart where it is now."""
-    cdef Py_ssize_t i = 0, count, run, apart = 0
+    """The block, and how many elements its rows are apart where it is now. The next one is expected
+    `ahead` bytes further on."""
+    cdef Py_ssize_t i = 0, count, run, apart = 0, last
     cdef char* p
     if o.direct:
         stride[0] = step
         return <const real*> o.data + index
+    last = o.stride[o.axes - 1]
     stride[0] = scratch_stride(o, step, n)
     if is_one_run(o, step, n):
-        read_elements(o, index, rows * n, scratch)
-        return scratch
+        rows, n = 1, rows * n
+    while i < rows and o.axes == 1:
+        p = o.data + (index + i * step) * last
+        read_run(o.dtype, p, last, n, ahead, scratch + i * stride[0])
+        i += 1
     while i < rows:
         p = address(o, index + i * step, &run)
         if run < n:
@@ -318,9 +306,17 @@ cdef inline const real* load_block(
             if count > 1:
                 read_turned(o, p, apart, count, n, scratch + i * stride[0], stride[0])
             else:
-                read_run(o.dtype, p, o.stride[o.axes - 1], n, scratch + i * stride[0])
+                read_run(o.dtype, p, last, n, ahead, scratch + i * stride[0])
         i += count
     return scratch
+
+
+cdef inline const real* load_block(
+    const Operand* o, Py_ssize_t index, Py_ssize_t step, Py_ssize_t rows, Py_ssize_t n,
+    real* scratch, Py_ssize_t* stride,
+) noexcept nogil:
+    """The same where memory is most often read in its order."""
+    return load_rows(o, index, step, rows, n, AHEAD, scratch, stride)
 
 
 cdef inline real* result_block(
@@ -340,13 +336,17 @@ cdef inline void store_block(
     const real* values, Py_ssize_t stride, Writer* writer,
 ) noexcept nogil:
     """The writer must be flushed after the last block."""
-    cdef Py_ssize_t i = 0, count, run, apart = 0
+    cdef Py_ssize_t i = 0, count, run, apart = 0, last
     cdef char* p
     if o.direct:
         return
+    last = o.stride[o.axes - 1]
     if is_one_run(o, step, n):
-        write_elements(o, index, rows * n, values, writer)
-        return
+        rows, n = 1, rows * n
+    while i < rows and o.axes == 1:
+        p = o.data + (index + i * step) * last
+        write_strided(o, values + i * stride, n, p, last, writer)
+        i += 1
     while i < rows:
         p = address(o, index + i * step, &run)
         count = 1

@@ -435,7 +435,7 @@ cdef inline bint run_backward(Task* t, int num_threads) noexcept nogil:
     """False: no memory, and nothing was written."""
     cdef Py_ssize_t num_bytes = t.rows * t.n * itemsize_of(t.x.dtype)
     cdef int team = threads_for(num_bytes, num_threads)
-    t.streams = streams(3 * num_bytes, team)
+    t.streams = streams(3 * num_bytes, team == 1)
     cdef bint has_memory = reserve_scratch(t, team)
     if has_memory:
         has_memory = backward_pieces(t, team) if is_cut(t) else backward_whole_rows(t, team)

@@ -216,7 +216,7 @@ cdef inline bint run_forward(Task* t, int num_threads) noexcept nogil:
     """False: no memory, and nothing was written."""
     cdef Py_ssize_t num_bytes = t.rows * t.n * itemsize_of(t.x.dtype)
     cdef int team = threads_for(num_bytes, num_threads)
-    t.streams = streams(2 * num_bytes, team)
+    t.streams = streams(2 * num_bytes, team == 1)
     # Turned arrays are read, and written, by runs as long as a block has rows.
     t.rows_per_block = max(t.rows_per_block, min(t.group, t.rows // (BLOCKS_PER_THREAD * team)))
     cdef bint has_memory = reserve_scratch(t, team)

@@ -30,7 +30,7 @@ cdef inline void load(
     """n elements from `start` on, or `absent` where the vector is."""
     cdef Py_ssize_t i
     if vector.dtype != NONE:
-        read_run(vector.dtype, vector.data + start * vector.stride, vector.stride, n, values)
+        read_run(vector.dtype, vector.data + start * vector.stride, vector.stride, n, 0, values)
     else:
         for i in range(n):
             values[i] = absent
