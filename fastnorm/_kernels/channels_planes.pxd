@@ -1,14 +1,15 @@
 """Channels that are planes: each is N runs of S elements, summed in lanes (rows.pxd)."""
 
-from fastnorm._kernels.arrays cimport real
+from fastnorm._kernels.arrays cimport itemsize_of, real
 from fastnorm._kernels.channels_task cimport CENTRE, CENTRED_SUMS, GRADIENT, GRADIENT_SUMS
 from fastnorm._kernels.channels_task cimport INVERSE, MAX_TILE, MOMENTS, PIECE, SCALE, SCALE_SHIFT
 from fastnorm._kernels.channels_task cimport SHIFT, SLOPE, SQUARES, Block, Channels
-from fastnorm._kernels.memory cimport Writer, flush, open_writer, place, prefetch
+from fastnorm._kernels.memory cimport Writer, flush, open_writer, place_stored, prefetch
 from fastnorm._kernels.moments cimport Moments, chunk_moments, merge_centred, no_moments
-from fastnorm._kernels.operands cimport SCRATCH_ROWS, load_block, result_block, store_block
+from fastnorm._kernels.operands cimport SCRATCH_ROWS, Operand, load_block, result_block
+from fastnorm._kernels.operands cimport store_block
 from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, add_centred_sums, add_gradient_sums
-from fastnorm._kernels.rows cimport add_squares, clear, fold, row_gradient, row_gradient_sums
+from fastnorm._kernels.rows cimport add_squares, clear, element, fold, row_gradient, row_gradient_sums
 from fastnorm._kernels.rows cimport row_scale_shift, row_sum, row_weighted_gradient
 
 cdef inline Py_ssize_t piece_length(Channels* t, Py_ssize_t unit) noexcept nogil:
@@ -29,6 +30,17 @@ cdef inline Py_ssize_t planes_at_once(
 ) noexcept nogil:
     """Channels of which n elements each fit in scratch memory."""
     return min(min(channels, t.room // n), <Py_ssize_t> SCRATCH_ROWS)
+
+
+cdef inline const real* load_planes(
+    Channels* t, const Operand* o, Py_ssize_t index, Py_ssize_t channels, Py_ssize_t n,
+    real* scratch, Py_ssize_t* stride,
+) noexcept nogil:
+    """n elements of each of these channels, as they are stored."""
+    if t.direct:
+        stride[0] = t.s
+        return element(<const real*> o.data, t.stored, index)
+    return load_block(o, index, t.s, channels, n, scratch, stride)
 
 
 cdef inline void reduce_planes(
@@ -61,27 +73,29 @@ cdef inline void reduce_planes(
         first = 0
         while first < channels:
             some = planes_at_once(t, channels - first, length)
-            x = load_block(t.x, offset + first * t.s, t.s, some, length, x_scratch, &stride)
+            x = load_planes(t, t.x, offset + first * t.s, some, length, x_scratch, &stride)
             if t.reduction == GRADIENT_SUMS:
-                dy = load_block(
-                    t.dy, offset + first * t.s, t.s, some, length, dy_scratch, &dy_stride
+                dy = load_planes(
+                    t, t.dy, offset + first * t.s, some, length, dy_scratch, &dy_stride
                 )
             for k in range(first, first + some):
                 if t.reduction == GRADIENT_SUMS:
                     add_gradient_sums(
-                        dy, x, length, coefficients[k], coefficients[INVERSE * t.width + k],
-                        t.centred, lanes[k], others[k], ahead,
+                        dy, x, t.stored, length, coefficients[k],
+                        coefficients[INVERSE * t.width + k], t.centred, lanes[k], others[k], ahead,
                     )
                 elif t.reduction == SQUARES:
-                    add_squares(x, length, others[k], ahead)
+                    add_squares(x, t.stored, length, others[k], ahead)
                 elif t.reduction == CENTRED_SUMS:
-                    add_centred_sums(x, length, coefficients[k], lanes[k], others[k], ahead)
+                    add_centred_sums(
+                        x, t.stored, length, coefficients[k], lanes[k], others[k], ahead
+                    )
                 else:
                     if unit == b.first_unit:
-                        centre[k] = <real> (row_sum(x, length) / length)
-                    add_centred_sums(x, length, centre[k], lanes[k], others[k], ahead)
-                x += stride
-                dy += dy_stride
+                        centre[k] = <real> (row_sum(x, t.stored, length) / length)
+                    add_centred_sums(x, t.stored, length, centre[k], lanes[k], others[k], ahead)
+                x = element(x, t.stored, stride)
+                dy = element(dy, t.stored, dy_stride)
             first += some
         if pending < CHUNK and unit + 1 < b.last_unit:
             continue
@@ -112,21 +126,23 @@ cdef inline void reduce_rows(
     cdef Py_ssize_t channel = b.first_channel, some, stride, dy_stride, k
     while channel < b.last_channel:
         some = planes_at_once(t, b.last_channel - channel, t.s)
-        x = load_block(t.x, t.origin + channel * t.s, t.s, some, t.s, x_scratch, &stride)
+        x = load_planes(t, t.x, t.origin + channel * t.s, some, t.s, x_scratch, &stride)
         if t.reduction == GRADIENT_SUMS:
-            dy = load_block(
-                t.dy, t.origin + channel * t.s, t.s, some, t.s, dy_scratch, &dy_stride
+            dy = load_planes(
+                t, t.dy, t.origin + channel * t.s, some, t.s, dy_scratch, &dy_stride
             )
             for k in range(some):
                 row_gradient_sums(
-                    dy + k * dy_stride, x + k * stride, <const real*> NULL, t.s,
+                    element(dy, t.stored, k * dy_stride), element(x, t.stored, k * stride),
+                    t.stored, <const real*> NULL, t.s,
                     coefficients[channel + k], coefficients[INVERSE * t.width + channel + k],
                     t.centred, <Py_ssize_t> 0, &first[channel + k], &second[channel + k],
                 )
         else:
             for k in range(some):
                 chunk_moments(
-                    x + k * stride, t.s, <Py_ssize_t> 0, &first[channel + k], &second[channel + k]
+                    element(x, t.stored, k * stride), t.stored, t.s, <Py_ssize_t> 0,
+                    &first[channel + k], &second[channel + k],
                 )
         channel += some
 
@@ -141,21 +157,26 @@ cdef inline void map_run(
     cdef real scale = coefficients[SCALE * t.width]
     cdef real shift = coefficients[SHIFT * t.width]
     cdef real slope = coefficients[SLOPE * t.width]
-    cdef Py_ssize_t i = 0, length
+    cdef Py_ssize_t length, size = itemsize_of(t.stored)
     cdef real* target
-    while i < n:
-        length = n - i
-        target = place(writer, y + i, &length)
+    while n > 0:
+        length = n
+        target = <real*> place_stored(writer, <char*> y, size, &length)
         if t.map == SCALE_SHIFT:
-            row_scale_shift(source + i, target, length, centre, scale, shift, t.ahead)
+            row_scale_shift(source, t.stored, target, length, centre, scale, shift, t.ahead)
         elif t.map == GRADIENT:
-            row_gradient(source + i, x + i, target, length, centre, slope, shift, scale, t.ahead)
+            row_gradient(
+                source, x, t.stored, target, length, centre, slope, shift, scale, t.ahead
+            )
         else:
             row_weighted_gradient(
-                source + i, x + i, target, length, scale, centre, slope, shift,
+                source, x, t.stored, target, length, scale, centre, slope, shift,
                 coefficients[INVERSE * t.width], t.ahead,
             )
-        i += length
+        source = element(source, t.stored, length)
+        x = element(x, t.stored, length)
+        y = <real*> element(y, t.stored, length)
+        n -= length
 
 
 cdef inline void map_block_of_planes(
@@ -169,19 +190,27 @@ cdef inline void map_block_of_planes(
     cdef Py_ssize_t source_index = t.origin + sample * t.plane_step + channel * t.s + start
     cdef Py_ssize_t x_stride = 0, stride, y_stride, k
     cdef const real* x = NULL
-    cdef const real* source = load_block(
-        t.source, source_index, t.s, channels, n, source_scratch, &stride
+    cdef const real* source = load_planes(
+        t, t.source, source_index, channels, n, source_scratch, &stride
     )
-    cdef real* y = result_block(t.y, index, t.s, n, y_scratch, &y_stride)
+    cdef real* y
+    if t.direct:
+        y, y_stride = <real*> element(<const real*> t.y.data, t.stored, index), t.s
+    else:
+        y = result_block(t.y, index, t.s, n, y_scratch, &y_stride)
     if t.map != SCALE_SHIFT:
-        x = load_block(t.x, source_index, t.s, channels, n, x_scratch, &x_stride)
+        x = load_planes(t, t.x, source_index, channels, n, x_scratch, &x_stride)
     for k in range(channels):
         if next_plane:
-            prefetch(y + k * y_stride + next_plane, n * sizeof(real))
+            prefetch(
+                element(y, t.stored, k * y_stride + next_plane), n * itemsize_of(t.stored)
+            )
         map_run(
-            t, x + k * x_stride, source + k * stride, y + k * y_stride, n, channel + k, writer
+            t, element(x, t.stored, k * x_stride), element(source, t.stored, k * stride),
+            <real*> element(y, t.stored, k * y_stride), n, channel + k, writer,
         )
-    store_block(t.y, index, t.s, channels, n, y, y_stride, writer)
+    if not t.direct:
+        store_block(t.y, index, t.s, channels, n, y, y_stride, writer)
 
 
 cdef inline void map_planes(
@@ -190,7 +219,7 @@ cdef inline void map_planes(
     cdef Py_ssize_t sample = b.first_unit // t.pieces, next_plane, start, stop, channel, some, n
     cdef bint asks = t.direct and t.whole_tiles and not t.streams
     cdef Writer writer
-    open_writer(&writer, t.streams, t.y.direct)
+    open_writer(&writer, t.streams, t.direct or t.y.direct)
     while sample * t.pieces < b.last_unit:
         start = max(b.first_unit - sample * t.pieces, <Py_ssize_t> 0) * PIECE
         stop = min((b.last_unit - sample * t.pieces) * PIECE, t.s)

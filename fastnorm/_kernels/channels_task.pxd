@@ -2,12 +2,13 @@
 
 cimport numpy as cnp
 
-from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
+from fastnorm._kernels.arrays cimport FLOAT32, NONE, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport BLOCK_BYTES, BLOCKS_PER_THREAD, MAX_PARTIALS, ceil_div
 from fastnorm._kernels.columns cimport FOUR, STRIP
 from fastnorm._kernels.moments cimport Extent, rescue
 from fastnorm._kernels.operands cimport BLOCK, Operand, Scratch, load_block, nth, of_this_thread
 from fastnorm._kernels.operands cimport padded, room, set_operand
+from fastnorm._kernels.sixteen cimport TAKES_16_BITS
 
 cdef enum:
     MIN_PLANE = 128             # elements: shorter planes are columns
@@ -85,7 +86,8 @@ cdef struct Channels:
     const Operand* dy           # NULL in forward
     const Operand* source       # of SCALE_SHIFT: x or dy
     const Operand* y
-    bint direct                 # so are all of these: see operands.pxd
+    bint direct                 # so are all of these: see operands.pxd. Or they are planes that
+    Dtype stored                # primitives take as they are: what their elements are
     Py_ssize_t room             # elements of a block of them
     Scratch scratch             # for blocks
 
@@ -299,6 +301,16 @@ cdef inline void set_operands(
     set_operand(&o.y, y, dtype)
 
 
+cdef inline bint is_stored_alike(const Operands* o) noexcept nogil:
+    """Whether all are of the same 16 bits, and contiguous."""
+    return (
+        TAKES_16_BITS and itemsize_of(o.x.dtype) == 2
+        and o.x.contiguous and o.dy.contiguous and o.y.contiguous
+        and (o.dy.dtype == o.x.dtype or o.dy.dtype == NONE)
+        and (o.y.dtype == o.x.dtype or o.y.dtype == NONE)
+    )
+
+
 cdef inline void use_operands(Channels* t, const Operands* o) noexcept nogil:
     """What is mapped is the gradient, where there is one."""
     t.base = t.origin = 0
@@ -306,7 +318,9 @@ cdef inline void use_operands(Channels* t, const Operands* o) noexcept nogil:
     t.x, t.y = &o.x, &o.y
     t.dy = NULL if o.dy.data == NULL else &o.dy
     t.source = t.x if t.dy == NULL else t.dy
-    t.direct = o.x.direct and o.dy.direct and o.y.direct
+    t.direct, t.stored = o.x.direct and o.dy.direct and o.y.direct, t.dtype
+    if t.planes and t.dtype == FLOAT32 and is_stored_alike(o):
+        t.direct, t.stored = True, o.x.dtype
     t.room = room(o.x.turned or o.dy.turned or o.y.turned, t.dtype)
 
 
@@ -424,7 +438,7 @@ cdef inline Py_ssize_t tile_step(Channels* t, Block b) noexcept nogil:
 
 
 cdef inline bint is_read_whole(Channels* t, Block b) noexcept nogil:
-    cdef bint is_apart = not t.x.direct and not t.x.turned
+    cdef bint is_apart = not t.direct and not t.x.direct and not t.x.turned
     if t.dy != NULL:
         is_apart = is_apart and not t.dy.direct and not t.dy.turned
     return is_apart and t.planes and mapped_view(t).planes and (

@@ -132,18 +132,56 @@ FASTNORM_WRITE(half, fastnorm_half, double, fastnorm_double_to_half)
 /* Compilers do not turn the functions for float16 into the instructions that do the same, and make heavy weather of
    rounding to bfloat16: there, upper and lower halves are taken apart, and the upper is 1 more where the lower is above
    a half, or is a half and the upper odd. That makes something else of a NaN; whether there is one is to be seen. */
+#if defined(__AVX2__) && defined(__F16C__)
+static inline __m256 fastnorm_eight_from_half(const void *from)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from));
+}
+
+static inline __m256 fastnorm_eight_from_bfloat(const void *from)
+{
+    __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+
+/* What arithmetic makes of a NaN is quiet: where that is all there can be, not to round it up is enough. */
+static inline __m256i fastnorm_bfloats(__m256 x, __m256 y, int are_quiet)
+{
+    const __m256i one = _mm256_set1_epi16(1), turn = _mm256_setr_epi8(
+        0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+    __m256i a = _mm256_castps_si256(x), b = _mm256_castps_si256(y);
+    __m256i lower = _mm256_blend_epi16(a, _mm256_slli_epi32(b, 16), 0xaa);
+    __m256i upper = _mm256_blend_epi16(_mm256_srli_epi32(a, 16), b, 0xaa);
+    __m256i above = _mm256_subs_epu16(lower, _mm256_andnot_si256(upper, one)); /* its sign says so */
+    __m256i up = _mm256_srli_epi16(above, 15), size = _mm256_and_si256(upper, _mm256_set1_epi16(0x7fff));
+    if (are_quiet) up = _mm256_andnot_si256(_mm256_cmpgt_epi16(size, _mm256_set1_epi16(0x7f80)), up);
+    return _mm256_permute4x64_epi64(_mm256_shuffle_epi8(_mm256_add_epi16(upper, up), turn), 0xd8);
+}
+#endif
+
 #if defined(__AVX512F__) && defined(__AVX512BW__)
 #define FASTNORM_IS_WIDE 1
 enum { FASTNORM_WIDE = 16 }; /* elements at a time; twice as many to bfloat16 */
 
+static inline __m512 fastnorm_wide_from_half(const void *from)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from));
+}
+
+static inline __m512 fastnorm_wide_from_bfloat(const void *from)
+{
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+
 static inline void fastnorm_read_halves(const void *from, float *to)
 {
-    _mm512_storeu_ps(to, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from)));
+    _mm512_storeu_ps(to, fastnorm_wide_from_half(from));
 }
 
 static inline void fastnorm_read_bfloats(const void *from, float *to)
 {
-    _mm512_storeu_si512(to, _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from)), 16));
+    _mm512_storeu_ps(to, fastnorm_wide_from_bfloat(from));
 }
 
 static inline void fastnorm_write_halves(const float *from, void *to)
@@ -173,15 +211,17 @@ static inline void fastnorm_write_bfloats(const float *from, void *to, fastnorm_
 #define FASTNORM_IS_WIDE 1
 enum { FASTNORM_WIDE = 8 }; /* elements at a time; twice as many to bfloat16 */
 
+#define fastnorm_wide_from_half fastnorm_eight_from_half
+#define fastnorm_wide_from_bfloat fastnorm_eight_from_bfloat
+
 static inline void fastnorm_read_halves(const void *from, float *to)
 {
-    _mm256_storeu_ps(to, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from)));
+    _mm256_storeu_ps(to, fastnorm_eight_from_half(from));
 }
 
 static inline void fastnorm_read_bfloats(const void *from, float *to)
 {
-    __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from));
-    _mm256_storeu_ps(to, _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16)));
+    _mm256_storeu_ps(to, fastnorm_eight_from_bfloat(from));
 }
 
 static inline void fastnorm_write_halves(const float *from, void *to)
@@ -195,19 +235,19 @@ static inline int fastnorm_any(fastnorm_nans seen) { return _mm256_movemask_ps(s
 
 static inline void fastnorm_write_bfloats(const float *from, void *to, fastnorm_nans *seen)
 {
-    const __m256i one = _mm256_set1_epi16(1), turn = _mm256_setr_epi8(
-        0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
     __m256 x = _mm256_loadu_ps(from), y = _mm256_loadu_ps(from + FASTNORM_WIDE);
-    __m256i a = _mm256_castps_si256(x), b = _mm256_castps_si256(y);
-    __m256i lower = _mm256_blend_epi16(a, _mm256_slli_epi32(b, 16), 0xaa);
-    __m256i upper = _mm256_blend_epi16(_mm256_srli_epi32(a, 16), b, 0xaa);
-    __m256i above = _mm256_subs_epu16(lower, _mm256_andnot_si256(upper, one)); /* its sign says so */
-    __m256i mixed = _mm256_shuffle_epi8(_mm256_add_epi16(upper, _mm256_srli_epi16(above, 15)), turn);
-    _mm256_storeu_si256((__m256i *)to, _mm256_permute4x64_epi64(mixed, 0xd8));
+    _mm256_storeu_si256((__m256i *)to, fastnorm_bfloats(x, y, 0));
     *seen = _mm256_or_ps(*seen, _mm256_cmp_ps(x, y, _CMP_UNORD_Q));
 }
 #else
 #define FASTNORM_IS_WIDE 0
+#endif
+
+/* Whether kernels may take runs of 16 bits as they are: run_sums.h, maps.h. */
+#if defined(__GNUC__)
+#define FASTNORM_TAKES_16_BITS FASTNORM_IS_WIDE
+#else
+#define FASTNORM_TAKES_16_BITS 0
 #endif
 
 /* A loop of one vector would spend half of its time on counting. What is left over is part of a last vector, which does

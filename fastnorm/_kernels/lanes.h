@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "convert.h"
 #include "memory.h"
 
 enum {
@@ -43,14 +44,35 @@ enum {
 
 #define real float
 #define FASTNORM_NAME(name) fastnorm_##name##_float
+#define FASTNORM_OF_16_BITS FASTNORM_TAKES_16_BITS
 #include "sums.h"
+#undef FASTNORM_OF_16_BITS
 #undef real
 #undef FASTNORM_NAME
 
 #define real double
 #define FASTNORM_NAME(name) fastnorm_##name##_double
+#define FASTNORM_OF_16_BITS 0
 #include "sums.h"
+#undef FASTNORM_OF_16_BITS
 #undef real
 #undef FASTNORM_NAME
+
+#if !FASTNORM_TAKES_16_BITS /* nobody calls these */
+#define fastnorm_sum_half(x, n) 0
+#define fastnorm_guess_centre_half(x, n) 0
+#define fastnorm_add_centred_half(x, n, centre, ahead, sums, squares) ((void)0)
+#define fastnorm_centred_sums_half(x, n, centre, ahead, sum, squares) ((void)0)
+#define fastnorm_add_squares_half(x, n, ahead, squares) ((void)0)
+#define fastnorm_add_gradients_half(dy, x, n, centre, inverse, centred, ahead, sums, products) ((void)0)
+#define fastnorm_gradient_sums_half(dy, x, gamma, n, centre, inverse, centred, ahead, sum, products) ((void)0)
+#define fastnorm_sum_bfloat(x, n) 0
+#define fastnorm_guess_centre_bfloat(x, n) 0
+#define fastnorm_add_centred_bfloat(x, n, centre, ahead, sums, squares) ((void)0)
+#define fastnorm_centred_sums_bfloat(x, n, centre, ahead, sum, squares) ((void)0)
+#define fastnorm_add_squares_bfloat(x, n, ahead, squares) ((void)0)
+#define fastnorm_add_gradients_bfloat(dy, x, n, centre, inverse, centred, ahead, sums, products) ((void)0)
+#define fastnorm_gradient_sums_bfloat(dy, x, gamma, n, centre, inverse, centred, ahead, sum, products) ((void)0)
+#endif
 
 #endif

@@ -86,11 +86,15 @@ cdef inline char* place_bytes(
     return target
 
 
-cdef inline real* place(Writer* w, real* y, Py_ssize_t* n) noexcept nogil:
+cdef inline char* place_stored(
+    Writer* w, char* y, Py_ssize_t size, Py_ssize_t* n
+) noexcept nogil:
     """The same for a result that is computed where it belongs."""
-    if not w.direct:
-        return y
-    return <real*> place_bytes(w, <char*> y, sizeof(real), n)
+    return place_bytes(w, y, size, n) if w.direct else y
+
+
+cdef inline real* place(Writer* w, real* y, Py_ssize_t* n) noexcept nogil:
+    return <real*> place_stored(w, <char*> y, sizeof(real), n)
 
 
 cdef inline bint fits_rows(Py_ssize_t rows, Py_ssize_t row_bytes) noexcept nogil:

@@ -10,7 +10,7 @@ from libc.math cimport INFINITY, fabs, frexp, isfinite, ldexp, sqrt
 from fastnorm._kernels.arrays cimport FLOAT32, FLOAT64, Dtype, real
 from fastnorm._kernels.operands cimport Operand, read_elements
 from fastnorm._kernels.rows cimport ALL_LANES, GUESSED, add_squares, clear, fold, guess_centre
-from fastnorm._kernels.rows cimport row_centred_sums, row_sum
+from fastnorm._kernels.rows cimport own, row_centred_sums, row_sum
 
 
 cdef struct Moments:
@@ -53,16 +53,20 @@ cdef inline void merge_centred(
 
 
 cdef inline void chunk_moments(
-    const real* x, Py_ssize_t n, Py_ssize_t ahead, double* mean, double* m2
+    const real* x, Dtype stored, Py_ssize_t n, Py_ssize_t ahead, double* mean, double* m2
 ) noexcept nogil:
     """One sweep, about a guess at the mean: what that is off by, squared, is part of the sum of
     squares. Where it is more than a standard deviation, there is another sweep, about the mean."""
-    cdef real centre = guess_centre(x, n) if n >= GUESSED else <real> (row_sum(x, n) / n)
+    cdef real centre
     cdef double total, squares
-    row_centred_sums(x, n, centre, ahead, &total, &squares)
+    if n >= GUESSED:
+        centre = guess_centre(x, stored, n)
+    else:
+        centre = <real> (row_sum(x, stored, n) / n)
+    row_centred_sums(x, stored, n, centre, ahead, &total, &squares)
     if total * (total / n) > squares / 2:
         centre = <real> (centre + total / n)
-        row_centred_sums(x, n, centre, <Py_ssize_t> 0, &total, &squares)
+        row_centred_sums(x, stored, n, centre, <Py_ssize_t> 0, &total, &squares)
     mean[0] = centre + total / n
     squares -= total * (total / n)
     m2[0] = 0 if squares < 0 else squares  # by rounding, in a constant row; NaN stays NaN
@@ -72,7 +76,7 @@ cdef inline double chunk_squares(const real* x, Py_ssize_t n, Py_ssize_t ahead) 
     """Σx²"""
     cdef real lanes[ALL_LANES]
     clear(lanes)
-    add_squares(x, n, lanes, ahead)
+    add_squares(x, own(x), n, lanes, ahead)
     return fold(lanes)
 
 
@@ -83,7 +87,7 @@ cdef inline void merge_chunk(
     cdef Moments b
     b.count, b.mean = n, 0
     if centred:
-        chunk_moments(x, n, ahead, &b.mean, &b.m2)
+        chunk_moments(x, own(x), n, ahead, &b.mean, &b.m2)
     else:
         b.m2 = chunk_squares(x, n, ahead)
     merge(a, b)

@@ -47,7 +47,8 @@ cdef struct Scratch:
 cdef struct Operand:
     char* data
     Dtype dtype
-    bint direct                 # blocks are pointers into it
+    bint contiguous             # and aligned
+    bint direct                 # and of the type that is computed in: blocks are pointers into it
     bint turned                 # the elements of a row are further apart than those of a column
     int axes
     Py_ssize_t size[MAX_AXES]   # without axes of one element, and adjacent ones as one where they
@@ -106,7 +107,8 @@ cdef inline void set_operand(Operand* o, cnp.ndarray array, Dtype working) noexc
     cdef int i, last = -1
     cdef Py_ssize_t size, stride
     o.data, o.dtype = <char*> data_of(array), dtype_of(array)
-    o.direct, o.turned = True, False
+    o.contiguous = o.direct = True
+    o.turned = False
     o.axes, o.size[0], o.stride[0] = 1, 1, itemsize_of(o.dtype)
     if array is None:
         return
@@ -122,10 +124,11 @@ cdef inline void set_operand(Operand* o, cnp.ndarray array, Dtype working) noexc
         o.stride[last] = stride
     o.axes = max(last + 1, 1)
     o.turned = is_turned(o)
-    o.direct = (
-        o.dtype == working and o.axes == 1 and o.stride[0] == itemsize_of(working)
-        and <uintptr_t> o.data % itemsize_of(working) == 0
+    o.contiguous = (
+        o.axes == 1 and o.stride[0] == itemsize_of(o.dtype)
+        and <uintptr_t> o.data % itemsize_of(o.dtype) == 0
     )
+    o.direct = o.contiguous and o.dtype == working
 
 
 cdef inline char* address(const Operand* o, Py_ssize_t index, Py_ssize_t* run) noexcept nogil:

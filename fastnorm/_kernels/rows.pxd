@@ -8,8 +8,10 @@ A row is summed in lanes for at most CHUNK elements, so that it is still in L1 f
 and float32 loses nothing; chunks are combined in double (moments.pxd).
 """
 
-from fastnorm._kernels.arrays cimport real
+from fastnorm._kernels cimport sixteen
+from fastnorm._kernels.arrays cimport BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Dtype, itemsize_of, real
 from fastnorm._kernels.memory cimport prefetch_far
+from fastnorm._kernels.sixteen cimport TAKES_16_BITS, Numbers, bfloat, half
 
 cdef extern from "lanes.h" nogil:
     enum:
@@ -52,6 +54,27 @@ cdef enum:
     CHUNK = 4096
 
 
+# A run's elements are of the type that is computed in, `own`, or of 16 bits and a float's part in a
+# float kernel (sixteen.pxd): `stored` says so, and its pointer is only an address.
+
+
+cdef inline Dtype own(const real* _) noexcept nogil:
+    return FLOAT32 if real is float else FLOAT64
+
+
+cdef inline bint is_half(Dtype stored) noexcept nogil:
+    return TAKES_16_BITS and stored == FLOAT16
+
+
+cdef inline bint is_bfloat(Dtype stored) noexcept nogil:
+    return TAKES_16_BITS and stored == BFLOAT16
+
+
+cdef inline const real* element(const real* x, Dtype stored, Py_ssize_t i) noexcept nogil:
+    """The address of element i of a run."""
+    return <const real*> (<const char*> x + i * itemsize_of(stored))
+
+
 # Lanes that live on from one piece of a row, or from one plane, to the next are an array of
 # ALL_LANES. `ahead` is how many elements further on memory is asked for in passing, or 0.
 
@@ -70,73 +93,120 @@ cdef inline double fold(const real* lanes) noexcept nogil:
         return fold_double(lanes)
 
 
-cdef inline double row_sum(const real* x, Py_ssize_t n) noexcept nogil:
+cdef inline double row_sum(const real* x, Dtype stored, Py_ssize_t n) noexcept nogil:
     """Σx"""
     if real is float:
+        if is_half(stored):
+            return sixteen.sum_half(<const half*> x, n)
+        if is_bfloat(stored):
+            return sixteen.sum_bfloat(<const bfloat*> x, n)
         return sum_float(x, n)
     else:
         return sum_double(x, n)
 
 
-cdef inline real guess_centre(const real* x, Py_ssize_t n) noexcept nogil:
+cdef inline real guess_centre(const real* x, Dtype stored, Py_ssize_t n) noexcept nogil:
     """About the mean, from GUESSED elements at four places. Of a constant row, exactly that."""
     if real is float:
+        if is_half(stored):
+            return sixteen.guess_half(<const half*> x, n)
+        if is_bfloat(stored):
+            return sixteen.guess_bfloat(<const bfloat*> x, n)
         return guess_float(x, n)
     else:
         return guess_double(x, n)
 
 
 cdef inline void add_centred_sums(
-    const real* x, Py_ssize_t n, real centre, real* lanes, real* squares, Py_ssize_t ahead
+    const real* x, Dtype stored, Py_ssize_t n, real centre, real* lanes, real* squares,
+    Py_ssize_t ahead,
 ) noexcept nogil:
     """lanes += x - centre;  squares += (x - centre)²"""
     if real is float:
-        add_centred_float(x, n, centre, ahead, lanes, squares)
+        if is_half(stored):
+            sixteen.add_centred_half(<const half*> x, n, centre, ahead, lanes, squares)
+        elif is_bfloat(stored):
+            sixteen.add_centred_bfloat(<const bfloat*> x, n, centre, ahead, lanes, squares)
+        else:
+            add_centred_float(x, n, centre, ahead, lanes, squares)
     else:
         add_centred_double(x, n, centre, ahead, lanes, squares)
 
 
 cdef inline void row_centred_sums(
-    const real* x, Py_ssize_t n, real centre, Py_ssize_t ahead, double* total, double* squares
+    const real* x, Dtype stored, Py_ssize_t n, real centre, Py_ssize_t ahead, double* total,
+    double* squares,
 ) noexcept nogil:
     """Σ(x - centre) and Σ(x - centre)²"""
     if real is float:
-        centred_sums_float(x, n, centre, ahead, total, squares)
+        if is_half(stored):
+            sixteen.centred_sums_half(<const half*> x, n, centre, ahead, total, squares)
+        elif is_bfloat(stored):
+            sixteen.centred_sums_bfloat(<const bfloat*> x, n, centre, ahead, total, squares)
+        else:
+            centred_sums_float(x, n, centre, ahead, total, squares)
     else:
         centred_sums_double(x, n, centre, ahead, total, squares)
 
 
 cdef inline void add_squares(
-    const real* x, Py_ssize_t n, real* lanes, Py_ssize_t ahead
+    const real* x, Dtype stored, Py_ssize_t n, real* lanes, Py_ssize_t ahead
 ) noexcept nogil:
     """lanes += x²"""
     if real is float:
-        add_squares_float(x, n, ahead, lanes)
+        if is_half(stored):
+            sixteen.add_squares_half(<const half*> x, n, ahead, lanes)
+        elif is_bfloat(stored):
+            sixteen.add_squares_bfloat(<const bfloat*> x, n, ahead, lanes)
+        else:
+            add_squares_float(x, n, ahead, lanes)
     else:
         add_squares_double(x, n, ahead, lanes)
 
 
 cdef inline void add_gradient_sums(
-    const real* dy, const real* x, Py_ssize_t n, real centre, real inverse, bint centred,
-    real* lanes, real* products, Py_ssize_t ahead,
+    const real* dy, const real* x, Dtype stored, Py_ssize_t n, real centre, real inverse,
+    bint centred, real* lanes, real* products, Py_ssize_t ahead,
 ) noexcept nogil:
     """lanes += dy;  products += dy·x̂  with x̂ = (x - centre)·inverse. Not centred: the centre is
     0, and the sum of dy is not wanted."""
     if real is float:
-        add_gradients_float(dy, x, n, centre, inverse, centred, ahead, lanes, products)
+        if is_half(stored):
+            sixteen.add_gradients_half(
+                <const half*> dy, <const half*> x, n, centre, inverse, centred, ahead, lanes,
+                products,
+            )
+        elif is_bfloat(stored):
+            sixteen.add_gradients_bfloat(
+                <const bfloat*> dy, <const bfloat*> x, n, centre, inverse, centred, ahead, lanes,
+                products,
+            )
+        else:
+            add_gradients_float(dy, x, n, centre, inverse, centred, ahead, lanes, products)
     else:
         add_gradients_double(dy, x, n, centre, inverse, centred, ahead, lanes, products)
 
 
 cdef inline void row_gradient_sums(
-    const real* dy, const real* x, const real* gamma, Py_ssize_t n, real centre, real inverse,
-    bint centred, Py_ssize_t ahead, double* total, double* products,
+    const real* dy, const real* x, Dtype stored, const real* gamma, Py_ssize_t n, real centre,
+    real inverse, bint centred, Py_ssize_t ahead, double* total, double* products,
 ) noexcept nogil:
     """Σh and Σ(h·x̂), likewise, with h = dy·gamma, or dy where gamma is NULL."""
     if real is float:
-        gradient_sums_float(
-            dy, x, gamma, n, centre, inverse, centred, ahead, total, products
-        )
+        if is_half(stored):
+            sixteen.gradient_sums_half(
+                <const half*> dy, <const half*> x, gamma, n, centre, inverse, centred, ahead,
+                total, products,
+            )
+        elif is_bfloat(stored):
+            sixteen.gradient_sums_bfloat(
+                <const bfloat*> dy, <const bfloat*> x, gamma, n, centre, inverse, centred, ahead,
+                total, products,
+            )
+        else:
+            gradient_sums_float(
+                dy, x, gamma, n, centre, inverse, centred, ahead, total, products
+            )
     else:
         gradient_sums_double(
             dy, x, gamma, n, centre, inverse, centred, ahead, total, products
@@ -146,14 +216,27 @@ cdef inline void row_gradient_sums(
 # The maps write y while x is at hand; y may be x itself.
 
 
+cdef inline void ask(const real* x, Dtype stored, Py_ssize_t n, Py_ssize_t ahead) noexcept nogil:
+    """For n elements, `ahead` further on."""
+    if ahead:
+        prefetch_far(element(x, stored, ahead), n * itemsize_of(stored))
+
+
 cdef inline void row_scale_shift(
-    const real* x, real* restrict y, Py_ssize_t n, real centre, real scale, real shift,
-    Py_ssize_t ahead,
+    const real* x, Dtype stored, real* restrict y, Py_ssize_t n, real centre, real scale,
+    real shift, Py_ssize_t ahead,
 ) noexcept nogil:
     """y = (x - centre)·scale + shift"""
     cdef Py_ssize_t i
-    if ahead:
-        prefetch_far(x + ahead, n * sizeof(real))
+    cdef Numbers m
+    ask(x, stored, n, ahead)
+    if real is float and (is_half(stored) or is_bfloat(stored)):
+        m.centre, m.scale, m.shift = centre, scale, shift
+        if is_half(stored):
+            sixteen.scale_shift_half(<const half*> x, <const half*> x, <half*> y, n, m)
+        else:
+            sixteen.scale_shift_bfloat(<const bfloat*> x, <const bfloat*> x, <bfloat*> y, n, m)
+        return
     for i in range(n):
         y[i] = (x[i] - centre) * scale + shift
 
@@ -186,26 +269,42 @@ cdef inline void row_affine(
 
 
 cdef inline void row_gradient(
-    const real* dy, const real* x, real* restrict dx, Py_ssize_t n,
+    const real* dy, const real* x, Dtype stored, real* restrict dx, Py_ssize_t n,
     real centre, real slope, real shift, real scale, Py_ssize_t ahead,
 ) noexcept nogil:
     """dx = (dy + ((x - centre)·slope + shift))·scale"""
     cdef Py_ssize_t i
-    if ahead:
-        prefetch_far(x + ahead, n * sizeof(real))
-        prefetch_far(dy + ahead, n * sizeof(real))
+    cdef Numbers m
+    ask(x, stored, n, ahead)
+    ask(dy, stored, n, ahead)
+    if real is float and (is_half(stored) or is_bfloat(stored)):
+        m.centre, m.slope, m.shift, m.scale = centre, slope, shift, scale
+        if is_half(stored):
+            sixteen.gradient_half(<const half*> dy, <const half*> x, <half*> dx, n, m)
+        else:
+            sixteen.gradient_bfloat(<const bfloat*> dy, <const bfloat*> x, <bfloat*> dx, n, m)
+        return
     for i in range(n):
         dx[i] = (dy[i] + ((x[i] - centre) * slope + shift)) * scale
 
 
 cdef inline void row_weighted_gradient(
-    const real* dy, const real* x, real* restrict dx, Py_ssize_t n,
+    const real* dy, const real* x, Dtype stored, real* restrict dx, Py_ssize_t n,
     real weight, real centre, real slope, real shift, real scale, Py_ssize_t ahead,
 ) noexcept nogil:
     """dx = (dy·weight + ((x - centre)·slope + shift))·scale"""
     cdef Py_ssize_t i
-    if ahead:
-        prefetch_far(x + ahead, n * sizeof(real))
-        prefetch_far(dy + ahead, n * sizeof(real))
+    cdef Numbers m
+    ask(x, stored, n, ahead)
+    ask(dy, stored, n, ahead)
+    if real is float and (is_half(stored) or is_bfloat(stored)):
+        m.centre, m.slope, m.shift, m.scale, m.weight = centre, slope, shift, scale, weight
+        if is_half(stored):
+            sixteen.weighted_gradient_half(<const half*> dy, <const half*> x, <half*> dx, n, m)
+        else:
+            sixteen.weighted_gradient_bfloat(
+                <const bfloat*> dy, <const bfloat*> x, <bfloat*> dx, n, m
+            )
+        return
     for i in range(n):
         dx[i] = (dy[i] * weight + ((x[i] - centre) * slope + shift)) * scale

@@ -14,7 +14,7 @@ from fastnorm._kernels.memory cimport Writer, fits_rows, flush, open_writer, pla
 from fastnorm._kernels.memory cimport prefetch_far, streams
 from fastnorm._kernels.operands cimport Scratch, load_block, of_this_thread, release
 from fastnorm._kernels.operands cimport nth, result_block, store_block
-from fastnorm._kernels.rows cimport CHUNK, row_gradient_sums
+from fastnorm._kernels.rows cimport CHUNK, own, row_gradient_sums
 from fastnorm._kernels.rows_narrow cimport backward_narrow
 from fastnorm._kernels.rows_task cimport FLUSH_ROWS, MAX_GROUP, NARROW, PIECE, RowMap, RowSums
 from fastnorm._kernels.rows_task cimport Task, allocate_partials, is_cut, kept_map
@@ -43,8 +43,8 @@ cdef inline RowSums chunk_row_sums(
     `start`."""
     cdef RowSums sums
     row_gradient_sums(
-        dy, x, shifted(<const real*> t.gamma, start), n, <real> m.high, <real> m.rstd, t.centred,
-        ahead, &sums.h, &sums.hx,
+        dy, x, own(x), shifted(<const real*> t.gamma, start), n, <real> m.high, <real> m.rstd,
+        t.centred, ahead, &sums.h, &sums.hx,
     )
     if t.centred:
         sums.hx += m.shift * sums.h

@@ -10,7 +10,7 @@ from fastnorm._kernels.moments cimport Moments, chunk_moments, chunk_squares, me
 from fastnorm._kernels.moments cimport no_moments
 from fastnorm._kernels.operands cimport Scratch, load_block, of_this_thread, release
 from fastnorm._kernels.operands cimport nth, result_block, store_block
-from fastnorm._kernels.rows cimport CHUNK, row_affine
+from fastnorm._kernels.rows cimport CHUNK, own, row_affine
 from fastnorm._kernels.rows_narrow cimport forward_narrow
 from fastnorm._kernels.rows_task cimport MAX_GROUP, NARROW, PIECE, RowMap, Task
 from fastnorm._kernels.rows_task cimport finish_statistics, is_cut, parameters_of
@@ -27,7 +27,7 @@ cdef inline void group_statistics(
     cdef Py_ssize_t k
     for k in range(count):
         if t.centred:
-            chunk_moments(x + k * stride, t.n, ahead, &mean[k], &m2[k])
+            chunk_moments(x + k * stride, own(x), t.n, ahead, &mean[k], &m2[k])
         else:
             mean[k], m2[k] = 0, chunk_squares(x + k * stride, t.n, ahead)
     finish_statistics(t, index, count, mean, m2, rstd)

@@ -16,6 +16,7 @@ typedef FASTNORM_VECTOR_OF(real, 4 * sizeof(real)) quad;
 #define WIDTH ((ptrdiff_t)(sizeof(vector) / sizeof(real)))
 #define VECTORS ((ptrdiff_t)(FASTNORM_LANES * sizeof(real) / sizeof(vector)))
 #define EIGHTS ((ptrdiff_t)(8 * sizeof(real) / sizeof(eight)))
+#define IN_EIGHT ((ptrdiff_t)(sizeof(eight) / sizeof(real)))
 #define QUADS ((ptrdiff_t)(4 * sizeof(real) / sizeof(quad)))
 
 #define EACH(k, count) FASTNORM_UNROLL for (k = 0; k < (count); ++k)
@@ -71,183 +72,33 @@ FASTNORM_INLINE double FASTNORM_NAME(fold)(const real *a)
     return FASTNORM_NAME(fold_lanes)(copy);
 }
 
-/* Σx */
-FASTNORM_INLINE double FASTNORM_NAME(sum)(const real *x, ptrdiff_t n)
-{
-    lanes a = FASTNORM_NAME(no_lanes)();
-    ptrdiff_t i = 0, k;
-    for (; i + FASTNORM_LANES <= n; i += FASTNORM_LANES)
-        EACH(k, VECTORS) a.main[k] += *(const vector *)(x + i + k * WIDTH);
-    for (; i + FASTNORM_TAIL <= n; i += FASTNORM_TAIL) EACH(k, EIGHTS) a.tail[k] += ((const eight *)(x + i))[k];
-    for (; i < n; ++i) a.rest += x[i];
-    return FASTNORM_NAME(fold_lanes)(a);
-}
+/* Sums over a run of `real`, */
+#define element real
+#define FASTNORM_ENTRY FASTNORM_INLINE
+#define FASTNORM_RUN FASTNORM_NAME
+#define VECTOR_AT(p) (*(const vector *)(p))
+#define EIGHT_AT(p) (*(const eight *)(p))
+#define ONE_AT(p) (*(p))
+#include "run_sums.h"
 
-/* sums += x - centre;  squares += (x - centre)² */
-FASTNORM_INLINE void FASTNORM_NAME(add_short_centred)(
-    const real *x, ptrdiff_t n, real centre, ptrdiff_t ahead, lanes *sums, lanes *squares)
-{
-    lanes a = *sums, b = *squares;
-    ptrdiff_t i = 0, k;
-    for (; i + FASTNORM_LANES <= n; i += FASTNORM_LANES) {
-        if (ahead) fastnorm_prefetch_far(x + i + ahead, FASTNORM_LANES * sizeof(real));
-        EACH(k, VECTORS) {
-            vector d = *(const vector *)(x + i + k * WIDTH) - centre;
-            a.main[k] += d, b.main[k] += d * d;
-        }
-    }
-    for (; i + FASTNORM_TAIL <= n; i += FASTNORM_TAIL) {
-        EACH(k, EIGHTS) {
-            eight d = ((const eight *)(x + i))[k] - centre;
-            a.tail[k] += d, b.tail[k] += d * d;
-        }
-    }
-    for (; i < n; ++i) {
-        real d = x[i] - centre;
-        a.rest += d, b.rest += d * d;
-    }
-    *sums = a, *squares = b;
-}
+/* and of 16 bits, which become `real` as they are loaded. */
+#if FASTNORM_OF_16_BITS
+#define element fastnorm_half
+#define FASTNORM_ENTRY FASTNORM_ONCE
+#define FASTNORM_RUN(name) fastnorm_##name##_half
+#define VECTOR_AT(p) ((vector)fastnorm_wide_from_half(p))
+#define EIGHT_AT(p) ((eight)fastnorm_eight_from_half(p))
+#define ONE_AT(p) fastnorm_from_half(*(p))
+#include "run_sums.h"
 
-/* The same by short sums, which are added to long ones. Where the mean is large, x - centre is a small multiple k of
-   the last digit of x, and k² mod 8 is 0, 1 or 4: added one by one to a large sum, squares round down more often than
-   up. Sums of 16 do not. */
-FASTNORM_INLINE void FASTNORM_NAME(add_centred_lanes)(
-    const real *x, ptrdiff_t n, real centre, ptrdiff_t ahead, lanes *sums, lanes *squares)
-{
-    ptrdiff_t i;
-    for (i = 0; i < n; i += FASTNORM_SHORT) {
-        lanes a = FASTNORM_NAME(no_lanes)(), b = a;
-        FASTNORM_NAME(add_short_centred)(x + i, n - i < FASTNORM_SHORT ? n - i : FASTNORM_SHORT, centre, ahead, &a, &b);
-        FASTNORM_NAME(add_lanes)(sums, &a), FASTNORM_NAME(add_lanes)(squares, &b);
-    }
-}
-
-FASTNORM_INLINE void FASTNORM_NAME(add_centred)(
-    const real *x, ptrdiff_t n, real centre, ptrdiff_t ahead, real *sums, real *squares)
-{
-    FASTNORM_NAME(add_centred_lanes)(x, n, centre, ahead, (lanes *)sums, (lanes *)squares);
-}
-
-FASTNORM_INLINE void FASTNORM_NAME(centred_sums)(
-    const real *x, ptrdiff_t n, real centre, ptrdiff_t ahead, double *sum, double *squares)
-{
-    lanes a = FASTNORM_NAME(no_lanes)(), b = a;
-    if (n <= FASTNORM_SHORT)
-        FASTNORM_NAME(add_short_centred)(x, n, centre, ahead, &a, &b);
-    else
-        FASTNORM_NAME(add_centred_lanes)(x, n, centre, ahead, &a, &b);
-    *sum = FASTNORM_NAME(fold_lanes)(a), *squares = FASTNORM_NAME(fold_lanes)(b);
-}
-
-/* squares += x². Short sums are added to long ones: equal terms, such as those of a constant row, round the same way
-   at every addition to a long one. */
-FASTNORM_INLINE void FASTNORM_NAME(add_squares)(const real *x, ptrdiff_t n, ptrdiff_t ahead, real *squares)
-{
-    ptrdiff_t i = 0, k, stop;
-    while (i < n) {
-        lanes a = FASTNORM_NAME(no_lanes)();
-        stop = n - i < FASTNORM_SHORT ? n : i + FASTNORM_SHORT;
-        for (; i + FASTNORM_LANES <= stop; i += FASTNORM_LANES) {
-            if (ahead) fastnorm_prefetch_far(x + i + ahead, FASTNORM_LANES * sizeof(real));
-            EACH(k, VECTORS) {
-                vector v = *(const vector *)(x + i + k * WIDTH);
-                a.main[k] += v * v;
-            }
-        }
-        for (; i + FASTNORM_TAIL <= stop; i += FASTNORM_TAIL) {
-            EACH(k, EIGHTS) {
-                eight v = ((const eight *)(x + i))[k];
-                a.tail[k] += v * v;
-            }
-        }
-        for (; i < stop; ++i) a.rest += x[i] * x[i];
-        FASTNORM_NAME(add_lanes)((lanes *)squares, &a);
-    }
-}
-
-/* sums += h;  products += h·(x - centre)·inverse  with h = dy·gamma, or dy where there is no gamma. Not centred: the
-   centre is 0, and the sums are not wanted. x_ahead: the same for x. */
-FASTNORM_INLINE void FASTNORM_NAME(add_products)(
-    const real *dy, const real *x, const real *gamma, ptrdiff_t n, real centre, real inverse, int centred,
-    ptrdiff_t ahead, ptrdiff_t x_ahead, lanes *sums, lanes *products)
-{
-    lanes a = FASTNORM_NAME(no_lanes)(), b = a;
-    ptrdiff_t i = 0, k;
-    for (; i + FASTNORM_LANES <= n; i += FASTNORM_LANES) {
-        if (ahead) fastnorm_prefetch_far(dy + i + ahead, FASTNORM_LANES * sizeof(real));
-        if (x_ahead) fastnorm_prefetch_far(x + i + x_ahead, FASTNORM_LANES * sizeof(real));
-        EACH(k, VECTORS) {
-            vector h = *(const vector *)(dy + i + k * WIDTH), v = *(const vector *)(x + i + k * WIDTH);
-            if (gamma) h *= *(const vector *)(gamma + i + k * WIDTH);
-            if (centred) v -= centre, a.main[k] += h;
-            b.main[k] += h * (v * inverse);
-        }
-    }
-    for (; i + FASTNORM_TAIL <= n; i += FASTNORM_TAIL) {
-        EACH(k, EIGHTS) {
-            eight h = ((const eight *)(dy + i))[k], v = ((const eight *)(x + i))[k];
-            if (gamma) h *= ((const eight *)(gamma + i))[k];
-            if (centred) v -= centre, a.tail[k] += h;
-            b.tail[k] += h * (v * inverse);
-        }
-    }
-    for (; i < n; ++i) {
-        real h = gamma ? dy[i] * gamma[i] : dy[i];
-        real v = centred ? x[i] - centre : x[i];
-        a.rest += h, b.rest += h * (v * inverse);
-    }
-    FASTNORM_NAME(add_lanes)(sums, &a), FASTNORM_NAME(add_lanes)(products, &b);
-}
-
-/* One loop for each kind. */
-FASTNORM_INLINE void FASTNORM_NAME(add_gradient_lanes)(
-    const real *dy, const real *x, const real *gamma, ptrdiff_t n, real centre, real inverse, int centred,
-    ptrdiff_t ahead, ptrdiff_t x_ahead, lanes *sums, lanes *products)
-{
-    if (gamma && centred)
-        FASTNORM_NAME(add_products)(dy, x, gamma, n, centre, inverse, 1, ahead, x_ahead, sums, products);
-    else if (gamma)
-        FASTNORM_NAME(add_products)(dy, x, gamma, n, 0, inverse, 0, ahead, x_ahead, sums, products);
-    else if (centred)
-        FASTNORM_NAME(add_products)(dy, x, NULL, n, centre, inverse, 1, ahead, x_ahead, sums, products);
-    else
-        FASTNORM_NAME(add_products)(dy, x, NULL, n, 0, inverse, 0, ahead, x_ahead, sums, products);
-}
-
-FASTNORM_INLINE void FASTNORM_NAME(add_gradients)(
-    const real *dy, const real *x, ptrdiff_t n, real centre, real inverse, int centred, ptrdiff_t ahead, real *sums,
-    real *products)
-{
-    FASTNORM_NAME(add_gradient_lanes)(
-        dy, x, NULL, n, centre, inverse, centred, ahead, ahead, (lanes *)sums, (lanes *)products);
-}
-
-/* Memory is asked for of dy alone: x is swept once more. */
-FASTNORM_INLINE void FASTNORM_NAME(gradient_sums)(
-    const real *dy, const real *x, const real *gamma, ptrdiff_t n, real centre, real inverse, int centred,
-    ptrdiff_t ahead, double *sum, double *products)
-{
-    lanes a = FASTNORM_NAME(no_lanes)(), b = a;
-    FASTNORM_NAME(add_gradient_lanes)(dy, x, gamma, n, centre, inverse, centred, ahead, 0, &a, &b);
-    *sum = FASTNORM_NAME(fold_lanes)(a), *products = FASTNORM_NAME(fold_lanes)(b);
-}
-
-/* A mean of FASTNORM_GUESSED elements, eight at each of four places. n is at least as many. */
-FASTNORM_INLINE real FASTNORM_NAME(guess_centre)(const real *x, ptrdiff_t n)
-{
-    const eight *a = (const eight *)x, *b = (const eight *)(x + n / 4);
-    const eight *c = (const eight *)(x + n / 2), *d = (const eight *)(x + n - 8);
-    eight e[8 * sizeof(real) / sizeof(eight)];
-    quad q[8 * sizeof(real) / sizeof(quad)];
-    real last[4];
-    ptrdiff_t k;
-    EACH(k, EIGHTS) e[k] = (a[k] + b[k]) + (c[k] + d[k]);
-    memcpy(q, e, sizeof q);
-    EACH(k, QUADS) q[k] += q[QUADS + k];
-    memcpy(last, q, sizeof last);
-    return ((last[0] + last[2]) + (last[1] + last[3])) / FASTNORM_GUESSED;
-}
+#define element fastnorm_bfloat
+#define FASTNORM_ENTRY FASTNORM_ONCE
+#define FASTNORM_RUN(name) fastnorm_##name##_bfloat
+#define VECTOR_AT(p) ((vector)fastnorm_wide_from_bfloat(p))
+#define EIGHT_AT(p) ((eight)fastnorm_eight_from_bfloat(p))
+#define ONE_AT(p) fastnorm_from_bfloat(*(p))
+#include "run_sums.h"
+#endif
 
 /* Rows of a tile, side by side: element i of row j is tile[i * FASTNORM_LANES + j]. Short sums of eight are added to
    long ones, which for n < 64 leaves no more roundings than the lanes of a longer row. */
@@ -388,6 +239,7 @@ FASTNORM_ONCE void FASTNORM_NAME(row_gradients)(
 
 #undef EACH
 #undef QUADS
+#undef IN_EIGHT
 #undef EIGHTS
 #undef VECTORS
 #undef WIDTH

@@ -1,0 +1,93 @@
+/* Elementwise maps of runs of 16 bits, which become float as they are loaded and are rounded as they are stored: y may
+   be x or dy. Those of float and double are loops of rows.pxd. */
+#ifndef FASTNORM_MAPS_H
+#define FASTNORM_MAPS_H
+
+#include "convert.h"
+
+typedef struct {
+    float centre, slope, shift, scale, weight;
+} fastnorm_numbers;
+
+#if FASTNORM_TAKES_16_BITS
+enum { FASTNORM_AT_ONCE = 16 };
+
+typedef struct {
+    __m256 a, b;
+} fastnorm_sixteen;
+
+#define FASTNORM_LOAD(name)                                                                                          \
+    static inline fastnorm_sixteen fastnorm_load_##name(const fastnorm_##name *p)                                    \
+    {                                                                                                                \
+        fastnorm_sixteen x = {fastnorm_eight_from_##name(p), fastnorm_eight_from_##name(p + 8)};                     \
+        return x;                                                                                                    \
+    }
+
+FASTNORM_LOAD(half)
+FASTNORM_LOAD(bfloat)
+
+static inline void fastnorm_store_half(fastnorm_half *p, fastnorm_sixteen x)
+{
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128((__m128i *)(p + 8), _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT));
+}
+
+static inline void fastnorm_store_bfloat(fastnorm_bfloat *p, fastnorm_sixteen x)
+{
+    _mm256_storeu_si256((__m256i *)p, fastnorm_bfloats(x.a, x.b, 1));
+}
+
+#define FASTNORM_SCALE_SHIFT(dy, x) (((x) - m.centre) * m.scale + m.shift)
+#define FASTNORM_GRADIENT(dy, x) (((dy) + (((x) - m.centre) * m.slope + m.shift)) * m.scale)
+#define FASTNORM_WEIGHTED_GRADIENT(dy, x) (((dy) * m.weight + (((x) - m.centre) * m.slope + m.shift)) * m.scale)
+
+#define FASTNORM_MAP(map, MAP)                                                                                       \
+    static inline fastnorm_sixteen fastnorm_##map(fastnorm_sixteen dy, fastnorm_sixteen x, fastnorm_numbers m)       \
+    {                                                                                                                \
+        fastnorm_sixteen y = {MAP(dy.a, x.a), MAP(dy.b, x.b)};                                                       \
+        return y;                                                                                                    \
+    }
+
+FASTNORM_MAP(scale_shift, FASTNORM_SCALE_SHIFT)
+FASTNORM_MAP(gradient, FASTNORM_GRADIENT)
+FASTNORM_MAP(weighted_gradient, FASTNORM_WEIGHTED_GRADIENT)
+
+/* Of a run. What the last sixteen share with those before them is done twice, so they are loaded before anything is
+   stored; a shorter run is done in a copy. */
+#define FASTNORM_MAP_RUN(map, name)                                                                                  \
+    static inline void fastnorm_##map##_##name(                                                                      \
+        const fastnorm_##name *dy, const fastnorm_##name *x, fastnorm_##name *y, ptrdiff_t n, fastnorm_numbers m)    \
+    {                                                                                                                \
+        fastnorm_##name a[FASTNORM_AT_ONCE] = {0}, b[FASTNORM_AT_ONCE] = {0};                                        \
+        const ptrdiff_t last = n - FASTNORM_AT_ONCE;                                                                 \
+        ptrdiff_t i;                                                                                                 \
+        if (last >= 0) {                                                                                             \
+            fastnorm_sixteen last_dy = fastnorm_load_##name(dy + last), last_x = fastnorm_load_##name(x + last);        \
+            for (i = 0; i < last; i += FASTNORM_AT_ONCE) {                                                           \
+                fastnorm_sixteen from = fastnorm_load_##name(x + i);                                                    \
+                fastnorm_store_##name(y + i, fastnorm_##map(fastnorm_load_##name(dy + i), from, m));                 \
+            }                                                                                                        \
+            fastnorm_store_##name(y + last, fastnorm_##map(last_dy, last_x, m));                                     \
+            return;                                                                                                  \
+        }                                                                                                            \
+        memcpy(a, dy, n * sizeof *a), memcpy(b, x, n * sizeof *b);                                                   \
+        fastnorm_store_##name(a, fastnorm_##map(fastnorm_load_##name(a), fastnorm_load_##name(b), m));               \
+        memcpy(y, a, n * sizeof *a);                                                                                 \
+    }
+
+FASTNORM_MAP_RUN(scale_shift, half)
+FASTNORM_MAP_RUN(scale_shift, bfloat)
+FASTNORM_MAP_RUN(gradient, half)
+FASTNORM_MAP_RUN(gradient, bfloat)
+FASTNORM_MAP_RUN(weighted_gradient, half)
+FASTNORM_MAP_RUN(weighted_gradient, bfloat)
+#else /* nobody calls these */
+#define fastnorm_scale_shift_half(dy, x, y, n, m) ((void)(m))
+#define fastnorm_scale_shift_bfloat(dy, x, y, n, m) ((void)(m))
+#define fastnorm_gradient_half(dy, x, y, n, m) ((void)(m))
+#define fastnorm_gradient_bfloat(dy, x, y, n, m) ((void)(m))
+#define fastnorm_weighted_gradient_half(dy, x, y, n, m) ((void)(m))
+#define fastnorm_weighted_gradient_bfloat(dy, x, y, n, m) ((void)(m))
+#endif
+
+#endif

@@ -1,0 +1,192 @@
+/* The sums over a run, for sums.h, which includes this for each `element` that a run may have. FASTNORM_ENTRY: what
+   kernels call. */
+
+/* Σx */
+FASTNORM_ENTRY double FASTNORM_RUN(sum)(const element *x, ptrdiff_t n)
+{
+    lanes a = FASTNORM_NAME(no_lanes)();
+    ptrdiff_t i = 0, k;
+    for (; i + FASTNORM_LANES <= n; i += FASTNORM_LANES)
+        EACH(k, VECTORS) a.main[k] += VECTOR_AT(x + i + k * WIDTH);
+    for (; i + FASTNORM_TAIL <= n; i += FASTNORM_TAIL) EACH(k, EIGHTS) a.tail[k] += EIGHT_AT(x + i + k * IN_EIGHT);
+    for (; i < n; ++i) a.rest += ONE_AT(x + i);
+    return FASTNORM_NAME(fold_lanes)(a);
+}
+
+/* sums += x - centre;  squares += (x - centre)² */
+FASTNORM_INLINE void FASTNORM_RUN(add_short_centred)(
+    const element *x, ptrdiff_t n, real centre, ptrdiff_t ahead, lanes *sums, lanes *squares)
+{
+    lanes a = *sums, b = *squares;
+    ptrdiff_t i = 0, k;
+    for (; i + FASTNORM_LANES <= n; i += FASTNORM_LANES) {
+        if (ahead) fastnorm_prefetch_far(x + i + ahead, FASTNORM_LANES * sizeof(element));
+        EACH(k, VECTORS) {
+            vector d = VECTOR_AT(x + i + k * WIDTH) - centre;
+            a.main[k] += d, b.main[k] += d * d;
+        }
+    }
+    for (; i + FASTNORM_TAIL <= n; i += FASTNORM_TAIL) {
+        EACH(k, EIGHTS) {
+            eight d = EIGHT_AT(x + i + k * IN_EIGHT) - centre;
+            a.tail[k] += d, b.tail[k] += d * d;
+        }
+    }
+    for (; i < n; ++i) {
+        real d = ONE_AT(x + i) - centre;
+        a.rest += d, b.rest += d * d;
+    }
+    *sums = a, *squares = b;
+}
+
+/* The same by short sums, which are added to long ones. Where the mean is large, x - centre is a small multiple k of
+   the last digit of x, and k² mod 8 is 0, 1 or 4: added one by one to a large sum, squares round down more often than
+   up. Sums of 16 do not. */
+FASTNORM_INLINE void FASTNORM_RUN(add_centred_lanes)(
+    const element *x, ptrdiff_t n, real centre, ptrdiff_t ahead, lanes *sums, lanes *squares)
+{
+    ptrdiff_t i;
+    for (i = 0; i < n; i += FASTNORM_SHORT) {
+        lanes a = FASTNORM_NAME(no_lanes)(), b = a;
+        FASTNORM_RUN(add_short_centred)(x + i, n - i < FASTNORM_SHORT ? n - i : FASTNORM_SHORT, centre, ahead, &a, &b);
+        FASTNORM_NAME(add_lanes)(sums, &a), FASTNORM_NAME(add_lanes)(squares, &b);
+    }
+}
+
+FASTNORM_ENTRY void FASTNORM_RUN(add_centred)(
+    const element *x, ptrdiff_t n, real centre, ptrdiff_t ahead, real *sums, real *squares)
+{
+    FASTNORM_RUN(add_centred_lanes)(x, n, centre, ahead, (lanes *)sums, (lanes *)squares);
+}
+
+FASTNORM_ENTRY void FASTNORM_RUN(centred_sums)(
+    const element *x, ptrdiff_t n, real centre, ptrdiff_t ahead, double *sum, double *squares)
+{
+    lanes a = FASTNORM_NAME(no_lanes)(), b = a;
+    if (n <= FASTNORM_SHORT)
+        FASTNORM_RUN(add_short_centred)(x, n, centre, ahead, &a, &b);
+    else
+        FASTNORM_RUN(add_centred_lanes)(x, n, centre, ahead, &a, &b);
+    *sum = FASTNORM_NAME(fold_lanes)(a), *squares = FASTNORM_NAME(fold_lanes)(b);
+}
+
+/* squares += x². Short sums are added to long ones: equal terms, such as those of a constant row, round the same way
+   at every addition to a long one. */
+FASTNORM_ENTRY void FASTNORM_RUN(add_squares)(const element *x, ptrdiff_t n, ptrdiff_t ahead, real *squares)
+{
+    ptrdiff_t i = 0, k, stop;
+    while (i < n) {
+        lanes a = FASTNORM_NAME(no_lanes)();
+        stop = n - i < FASTNORM_SHORT ? n : i + FASTNORM_SHORT;
+        for (; i + FASTNORM_LANES <= stop; i += FASTNORM_LANES) {
+            if (ahead) fastnorm_prefetch_far(x + i + ahead, FASTNORM_LANES * sizeof(element));
+            EACH(k, VECTORS) {
+                vector v = VECTOR_AT(x + i + k * WIDTH);
+                a.main[k] += v * v;
+            }
+        }
+        for (; i + FASTNORM_TAIL <= stop; i += FASTNORM_TAIL) {
+            EACH(k, EIGHTS) {
+                eight v = EIGHT_AT(x + i + k * IN_EIGHT);
+                a.tail[k] += v * v;
+            }
+        }
+        for (; i < stop; ++i) {
+            real v = ONE_AT(x + i);
+            a.rest += v * v;
+        }
+        FASTNORM_NAME(add_lanes)((lanes *)squares, &a);
+    }
+}
+
+/* sums += h;  products += h·(x - centre)·inverse  with h = dy·gamma, or dy where there is no gamma. Not centred: the
+   centre is 0, and the sums are not wanted. x_ahead: the same for x. */
+FASTNORM_INLINE void FASTNORM_RUN(add_products)(
+    const element *dy, const element *x, const real *gamma, ptrdiff_t n, real centre, real inverse, int centred,
+    ptrdiff_t ahead, ptrdiff_t x_ahead, lanes *sums, lanes *products)
+{
+    lanes a = FASTNORM_NAME(no_lanes)(), b = a;
+    ptrdiff_t i = 0, k;
+    for (; i + FASTNORM_LANES <= n; i += FASTNORM_LANES) {
+        if (ahead) fastnorm_prefetch_far(dy + i + ahead, FASTNORM_LANES * sizeof(element));
+        if (x_ahead) fastnorm_prefetch_far(x + i + x_ahead, FASTNORM_LANES * sizeof(element));
+        EACH(k, VECTORS) {
+            vector h = VECTOR_AT(dy + i + k * WIDTH), v = VECTOR_AT(x + i + k * WIDTH);
+            if (gamma) h *= *(const vector *)(gamma + i + k * WIDTH);
+            if (centred) v -= centre, a.main[k] += h;
+            b.main[k] += h * (v * inverse);
+        }
+    }
+    for (; i + FASTNORM_TAIL <= n; i += FASTNORM_TAIL) {
+        EACH(k, EIGHTS) {
+            eight h = EIGHT_AT(dy + i + k * IN_EIGHT), v = EIGHT_AT(x + i + k * IN_EIGHT);
+            if (gamma) h *= ((const eight *)(gamma + i))[k];
+            if (centred) v -= centre, a.tail[k] += h;
+            b.tail[k] += h * (v * inverse);
+        }
+    }
+    for (; i < n; ++i) {
+        real h = gamma ? ONE_AT(dy + i) * gamma[i] : ONE_AT(dy + i);
+        real v = centred ? ONE_AT(x + i) - centre : ONE_AT(x + i);
+        a.rest += h, b.rest += h * (v * inverse);
+    }
+    FASTNORM_NAME(add_lanes)(sums, &a), FASTNORM_NAME(add_lanes)(products, &b);
+}
+
+/* One loop for each kind. */
+FASTNORM_INLINE void FASTNORM_RUN(add_gradient_lanes)(
+    const element *dy, const element *x, const real *gamma, ptrdiff_t n, real centre, real inverse, int centred,
+    ptrdiff_t ahead, ptrdiff_t x_ahead, lanes *sums, lanes *products)
+{
+    if (gamma && centred)
+        FASTNORM_RUN(add_products)(dy, x, gamma, n, centre, inverse, 1, ahead, x_ahead, sums, products);
+    else if (gamma)
+        FASTNORM_RUN(add_products)(dy, x, gamma, n, 0, inverse, 0, ahead, x_ahead, sums, products);
+    else if (centred)
+        FASTNORM_RUN(add_products)(dy, x, NULL, n, centre, inverse, 1, ahead, x_ahead, sums, products);
+    else
+        FASTNORM_RUN(add_products)(dy, x, NULL, n, 0, inverse, 0, ahead, x_ahead, sums, products);
+}
+
+FASTNORM_ENTRY void FASTNORM_RUN(add_gradients)(
+    const element *dy, const element *x, ptrdiff_t n, real centre, real inverse, int centred, ptrdiff_t ahead, real *sums,
+    real *products)
+{
+    FASTNORM_RUN(add_gradient_lanes)(
+        dy, x, NULL, n, centre, inverse, centred, ahead, ahead, (lanes *)sums, (lanes *)products);
+}
+
+/* Memory is asked for of dy alone: x is swept once more. */
+FASTNORM_ENTRY void FASTNORM_RUN(gradient_sums)(
+    const element *dy, const element *x, const real *gamma, ptrdiff_t n, real centre, real inverse, int centred,
+    ptrdiff_t ahead, double *sum, double *products)
+{
+    lanes a = FASTNORM_NAME(no_lanes)(), b = a;
+    FASTNORM_RUN(add_gradient_lanes)(dy, x, gamma, n, centre, inverse, centred, ahead, 0, &a, &b);
+    *sum = FASTNORM_NAME(fold_lanes)(a), *products = FASTNORM_NAME(fold_lanes)(b);
+}
+
+/* A mean of FASTNORM_GUESSED elements, eight at each of four places. n is at least as many. */
+FASTNORM_ENTRY real FASTNORM_RUN(guess_centre)(const element *x, ptrdiff_t n)
+{
+    const element *a = x, *b = x + n / 4, *c = x + n / 2, *d = x + n - 8;
+    eight e[8 * sizeof(real) / sizeof(eight)];
+    quad q[8 * sizeof(real) / sizeof(quad)];
+    real last[4];
+    ptrdiff_t k;
+    EACH(k, EIGHTS) {
+        ptrdiff_t j = k * IN_EIGHT;
+        e[k] = (EIGHT_AT(a + j) + EIGHT_AT(b + j)) + (EIGHT_AT(c + j) + EIGHT_AT(d + j));
+    }
+    memcpy(q, e, sizeof q);
+    EACH(k, QUADS) q[k] += q[QUADS + k];
+    memcpy(last, q, sizeof last);
+    return ((last[0] + last[2]) + (last[1] + last[3])) / FASTNORM_GUESSED;
+}
+
+#undef element
+#undef FASTNORM_ENTRY
+#undef FASTNORM_RUN
+#undef VECTOR_AT
+#undef EIGHT_AT
+#undef ONE_AT
