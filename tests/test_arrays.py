@@ -73,6 +73,31 @@ def test_parameter_gradients_of_turned_rows(norm, shape, rng):
         assert (gradient is None and right is None) or gradient.tobytes() == right.tobytes()
 
 
+@pytest.mark.parametrize("norm", ["batch_norm", "group_norm", "instance_norm", "weight_norm"])
+@pytest.mark.parametrize("dtype", DTYPES[2:], ids=str)
+@pytest.mark.parametrize("n", [64, 79, 128, 143, 145, 1023, 1041, 4111, 17000])
+def test_runs_of_16_bits(norm, dtype, n, rng):
+    """Some kernels take contiguous runs of 16 bits as they are, others from a copy in float."""
+    shape = (5, n) if norm == "weight_norm" else (3, 4, n)
+    x, dy = (rng.standard_normal(shape).astype(dtype) for _ in range(2))
+    x.reshape(-1, n)[0, 3], x.reshape(-1, n)[1, 7] = np.nan, np.inf
+    apart = np.stack([x, x], axis=-1)[..., 0], np.stack([dy, dy], axis=-1)[..., 0]
+    assert not apart[0].flags.c_contiguous
+    parameters = (2,) if norm == "group_norm" else (np.ones(5),) if norm == "weight_norm" else ()
+    forward, backward = getattr(fn, norm + "_forward"), getattr(fn, norm + "_backward")
+    results = []
+    for some_x, some_dy in [(x, dy), apart]:
+        y, cache = forward(some_x, *parameters)
+        results.append([y, *backward(some_dy, cache)])
+    for run, copied in zip(*results, strict=True):
+        assert (run is None and copied is None) or np.array_equal(
+            run.astype(np.float64), copied.astype(np.float64), equal_nan=True
+        )
+    if norm != "batch_norm":
+        getattr(fn, norm)(x, *parameters, out=x)
+        assert x.tobytes() == results[0][0].tobytes()
+
+
 @over((o, case) for o, case in every_case() if 1 in case.shape and not case.without)
 @pytest.mark.parametrize("stride", [0, 3, -8, 2**40])
 def test_strides_of_axes_of_length_1(operation, case, stride):

@@ -9,8 +9,9 @@ from fastnorm._kernels.moments cimport Moments, chunk_moments, merge_centred, no
 from fastnorm._kernels.operands cimport SCRATCH_ROWS, Operand, load_block, result_block
 from fastnorm._kernels.operands cimport store_block
 from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, add_centred_sums, add_gradient_sums
-from fastnorm._kernels.rows cimport add_squares, clear, element, fold, row_gradient, row_gradient_sums
-from fastnorm._kernels.rows cimport row_scale_shift, row_sum, row_weighted_gradient
+from fastnorm._kernels.rows cimport add_squares, clear, element, fold, row_gradient
+from fastnorm._kernels.rows cimport row_gradient_sums, row_scale_shift, row_sum
+from fastnorm._kernels.rows cimport row_weighted_gradient
 
 cdef inline Py_ssize_t piece_length(Channels* t, Py_ssize_t unit) noexcept nogil:
     return min(<Py_ssize_t> PIECE, t.s - unit % t.pieces * PIECE)

@@ -2,13 +2,12 @@
 
 cimport numpy as cnp
 
-from fastnorm._kernels.arrays cimport FLOAT32, NONE, Dtype, itemsize_of, real
+from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport BLOCK_BYTES, BLOCKS_PER_THREAD, MAX_PARTIALS, ceil_div
 from fastnorm._kernels.columns cimport FOUR, STRIP
 from fastnorm._kernels.moments cimport Extent, rescue
-from fastnorm._kernels.operands cimport BLOCK, Operand, Scratch, load_block, nth, of_this_thread
-from fastnorm._kernels.operands cimport padded, room, set_operand
-from fastnorm._kernels.sixteen cimport TAKES_16_BITS
+from fastnorm._kernels.operands cimport BLOCK, Operand, Scratch, are_stored_alike, load_block
+from fastnorm._kernels.operands cimport nth, of_this_thread, padded, room, set_operand
 
 cdef enum:
     MIN_PLANE = 128             # elements: shorter planes are columns
@@ -301,16 +300,6 @@ cdef inline void set_operands(
     set_operand(&o.y, y, dtype)
 
 
-cdef inline bint is_stored_alike(const Operands* o) noexcept nogil:
-    """Whether all are of the same 16 bits, and contiguous."""
-    return (
-        TAKES_16_BITS and itemsize_of(o.x.dtype) == 2
-        and o.x.contiguous and o.dy.contiguous and o.y.contiguous
-        and (o.dy.dtype == o.x.dtype or o.dy.dtype == NONE)
-        and (o.y.dtype == o.x.dtype or o.y.dtype == NONE)
-    )
-
-
 cdef inline void use_operands(Channels* t, const Operands* o) noexcept nogil:
     """What is mapped is the gradient, where there is one."""
     t.base = t.origin = 0
@@ -319,7 +308,7 @@ cdef inline void use_operands(Channels* t, const Operands* o) noexcept nogil:
     t.dy = NULL if o.dy.data == NULL else &o.dy
     t.source = t.x if t.dy == NULL else t.dy
     t.direct, t.stored = o.x.direct and o.dy.direct and o.y.direct, t.dtype
-    if t.planes and t.dtype == FLOAT32 and is_stored_alike(o):
+    if t.planes and t.dtype == FLOAT32 and are_stored_alike(&o.x, &o.dy, &o.y):
         t.direct, t.stored = True, o.x.dtype
     t.room = room(o.x.turned or o.dy.turned or o.y.turned, t.dtype)
 

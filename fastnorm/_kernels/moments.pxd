@@ -10,7 +10,7 @@ from libc.math cimport INFINITY, fabs, frexp, isfinite, ldexp, sqrt
 from fastnorm._kernels.arrays cimport FLOAT32, FLOAT64, Dtype, real
 from fastnorm._kernels.operands cimport Operand, read_elements
 from fastnorm._kernels.rows cimport ALL_LANES, GUESSED, add_squares, clear, fold, guess_centre
-from fastnorm._kernels.rows cimport own, row_centred_sums, row_sum
+from fastnorm._kernels.rows cimport row_centred_sums, row_sum
 
 
 cdef struct Moments:
@@ -72,24 +72,26 @@ cdef inline void chunk_moments(
     m2[0] = 0 if squares < 0 else squares  # by rounding, in a constant row; NaN stays NaN
 
 
-cdef inline double chunk_squares(const real* x, Py_ssize_t n, Py_ssize_t ahead) noexcept nogil:
+cdef inline double chunk_squares(
+    const real* x, Dtype stored, Py_ssize_t n, Py_ssize_t ahead
+) noexcept nogil:
     """Σx²"""
     cdef real lanes[ALL_LANES]
     clear(lanes)
-    add_squares(x, own(x), n, lanes, ahead)
+    add_squares(x, stored, n, lanes, ahead)
     return fold(lanes)
 
 
 cdef inline void merge_chunk(
-    Moments* a, const real* x, Py_ssize_t n, bint centred, Py_ssize_t ahead
+    Moments* a, const real* x, Dtype stored, Py_ssize_t n, bint centred, Py_ssize_t ahead
 ) noexcept nogil:
     """Not centred: about 0."""
     cdef Moments b
     b.count, b.mean = n, 0
     if centred:
-        chunk_moments(x, own(x), n, ahead, &b.mean, &b.m2)
+        chunk_moments(x, stored, n, ahead, &b.mean, &b.m2)
     else:
-        b.m2 = chunk_squares(x, n, ahead)
+        b.m2 = chunk_squares(x, stored, n, ahead)
     merge(a, b)
 
 

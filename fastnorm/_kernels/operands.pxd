@@ -16,6 +16,7 @@ from fastnorm._kernels.arrays cimport FLOAT32, FLOAT64, NONE, Dtype, data_of, dt
 from fastnorm._kernels.arrays cimport itemsize_of, real
 from fastnorm._kernels.convert cimport read_run, write_run
 from fastnorm._kernels.memory cimport LINE, Writer, at_line, place_bytes, prefetch
+from fastnorm._kernels.sixteen cimport TAKES_16_BITS
 from fastnorm._pool cimport participant
 
 cdef extern from "transpose.h" nogil:
@@ -320,6 +321,19 @@ cdef inline const real* load_block(
 ) noexcept nogil:
     """The same where memory is most often read in its order."""
     return load_rows(o, index, step, rows, n, AHEAD, scratch, stride)
+
+
+cdef inline bint are_stored_alike(
+    const Operand* x, const Operand* dy, const Operand* y
+) noexcept nogil:
+    """Whether all that there are have the same 16 bits, and are contiguous, where kernels may take
+    such runs as they are."""
+    return (
+        TAKES_16_BITS and itemsize_of(x.dtype) == 2
+        and x.contiguous and dy.contiguous and y.contiguous
+        and (dy.dtype == x.dtype or dy.dtype == NONE)
+        and (y.dtype == x.dtype or y.dtype == NONE)
+    )
 
 
 cdef inline real* result_block(

@@ -248,6 +248,19 @@ cdef inline real standard(
     return (x - centre) * rstd + shift if centred else x * rstd
 
 
+cdef inline void row_scale(
+    const real* x, Dtype stored, real* restrict y, Py_ssize_t n, real scale
+) noexcept nogil:
+    """y = x·scale"""
+    cdef Py_ssize_t i
+    if is_half(stored) or is_bfloat(stored):
+        # Adding -0 changes nothing, not even a zero's sign.
+        row_scale_shift(x, stored, y, n, <real> 0, scale, <real> -0.0, <Py_ssize_t> 0)
+        return
+    for i in range(n):
+        y[i] = x[i] * scale
+
+
 cdef inline void row_affine(
     const real* x, real* restrict y, Py_ssize_t n, real centre, real rstd, real shift,
     bint centred, const real* gamma, const real* beta,
@@ -308,3 +321,17 @@ cdef inline void row_weighted_gradient(
         return
     for i in range(n):
         dx[i] = (dy[i] * weight + ((x[i] - centre) * slope + shift)) * scale
+
+
+cdef inline void row_slope(
+    const real* dy, const real* x, Dtype stored, real* restrict dx, Py_ssize_t n, real slope,
+    real scale, Py_ssize_t ahead,
+) noexcept nogil:
+    """dx = (dy + x·slope)·scale"""
+    cdef Py_ssize_t i
+    if is_half(stored) or is_bfloat(stored):
+        row_gradient(dy, x, stored, dx, n, <real> 0, slope, <real> -0.0, scale, ahead)
+        return
+    ask(x, stored, n, ahead)
+    for i in range(n):
+        dx[i] = (dy[i] + x[i] * slope) * scale

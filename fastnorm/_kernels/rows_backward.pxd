@@ -11,14 +11,14 @@ from libc.stdlib cimport calloc, free, malloc
 from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
 from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div, threads_for
 from fastnorm._kernels.memory cimport Writer, fits_rows, flush, open_writer, place, place_rows
-from fastnorm._kernels.memory cimport prefetch_far, streams
-from fastnorm._kernels.operands cimport Scratch, load_block, of_this_thread, release
-from fastnorm._kernels.operands cimport nth, result_block, store_block
-from fastnorm._kernels.rows cimport CHUNK, own, row_gradient_sums
+from fastnorm._kernels.memory cimport place_stored, streams
+from fastnorm._kernels.operands cimport Scratch, nth, of_this_thread, release
+from fastnorm._kernels.rows cimport CHUNK, element, row_gradient_sums, row_slope
 from fastnorm._kernels.rows_narrow cimport backward_narrow
 from fastnorm._kernels.rows_task cimport FLUSH_ROWS, MAX_GROUP, NARROW, PIECE, RowMap, RowSums
-from fastnorm._kernels.rows_task cimport Task, allocate_partials, is_cut, kept_map
-from fastnorm._kernels.rows_task cimport parameters_of, piece_length, reserve_scratch, shifted
+from fastnorm._kernels.rows_task cimport Task, allocate_partials, is_cut, is_direct, kept_map
+from fastnorm._kernels.rows_task cimport load_run, parameters_of, piece_length, reserve_scratch
+from fastnorm._kernels.rows_task cimport result_run, shifted, store_run
 from fastnorm._kernels.vectors cimport store
 from fastnorm._pool cimport parallel_for
 
@@ -43,7 +43,7 @@ cdef inline RowSums chunk_row_sums(
     `start`."""
     cdef RowSums sums
     row_gradient_sums(
-        dy, x, own(x), shifted(<const real*> t.gamma, start), n, <real> m.high, <real> m.rstd,
+        dy, x, t.stored, shifted(<const real*> t.gamma, start), n, <real> m.high, <real> m.rstd,
         t.centred, ahead, &sums.h, &sums.hx,
     )
     if t.centred:
@@ -64,8 +64,8 @@ cdef inline RowSums piece_sums(
     total.h, total.hx = 0, 0
     while start < stop:
         offset, length = index * t.n + start, min(stop - start, <Py_ssize_t> CHUNK)
-        x = load_block(&t.x, offset, length, 1, length, x_scratch, &stride)
-        dy = load_block(&t.dy, offset, length, 1, length, dy_scratch, &stride)
+        x = load_run(t, &t.x, offset, 1, length, x_scratch, &stride)
+        dy = load_run(t, &t.dy, offset, 1, length, dy_scratch, &stride)
         chunk = chunk_row_sums(t, x, dy, parameters_of(t, index) + start, length, m, 0)
         total.h += chunk.h
         total.hx += chunk.hx
@@ -87,13 +87,12 @@ cdef inline void row_numbers(
     Task* t, const RowMap* m, const RowSums* sums, Py_ssize_t rows, real* numbers
 ) noexcept nogil:
     """What the gradients of some rows need to know of each: lanes.h."""
-    cdef double count = 1 if t.by_length else t.n
     cdef Py_ssize_t k
     for k in range(rows):
         numbers[0], numbers[1] = <real> m[k].high, <real> m[k].rstd
         numbers[2], numbers[3] = <real> m[k].shift, <real> m[k].scale
-        numbers[4] = <real> (sums[k].h / count)
-        numbers[5] = <real> (sums[k].hx / count)
+        numbers[4] = <real> (sums[k].h / t.n)
+        numbers[5] = <real> (sums[k].hx / t.n)
         numbers += ROW_NUMBERS
 
 
@@ -103,15 +102,8 @@ cdef inline void row_gradients(
     Py_ssize_t n, const real* numbers, Py_ssize_t ahead,
 ) noexcept nogil:
     """dx = scale·(h - Σh/N - x̂·Σ(h·x̂)/N);  dgamma += dy·x̂;  dbeta += dy, for 1, 2 or 4 rows.
-    Weight norm, without gamma and one row at a time, has no dgamma. x is asked for `ahead`
-    elements further on."""
-    cdef Py_ssize_t i
-    if dgamma == NULL:
-        if ahead:
-            prefetch_far(x + ahead, n * sizeof(real))
-        for i in range(n):
-            dx[i] = (dy[i] - x[i] * numbers[1] * numbers[5]) * numbers[3]
-    elif real is float:
+    x is asked for `ahead` elements further on."""
+    if real is float:
         row_gradients_float(
             rows, centred, dy, dy_step, x, x_step, gamma, dx, dx_step, dgamma, dbeta, n, numbers,
             ahead,
@@ -123,6 +115,26 @@ cdef inline void row_gradients(
         )
 
 
+cdef inline void length_gradients(
+    Task* t, const real* x, const real* dy, real* dx, Py_ssize_t n, RowMap m, RowSums sums,
+    Writer* writer, Py_ssize_t ahead,
+) noexcept nogil:
+    """Of weight norm, for n elements of one row: dx = (dy - x/‖x‖·dg)·scale."""
+    cdef real slope = <real> -(m.rstd * sums.hx)
+    cdef Py_ssize_t i = 0, length
+    cdef real* target
+    while i < n:
+        length = n - i
+        target = <real*> place_stored(
+            writer, <char*> element(dx, t.stored, i), itemsize_of(t.stored), &length
+        )
+        row_slope(
+            element(dy, t.stored, i), element(x, t.stored, i), t.stored, target, length, slope,
+            <real> m.scale, ahead,
+        )
+        i += length
+
+
 cdef inline void gradients(
     Task* t, const real* x, const real* dy, real* dx, real* dgamma, real* dbeta,
     Py_ssize_t start, Py_ssize_t n, const RowMap* m, const RowSums* sums, Writer* writer,
@@ -132,6 +144,9 @@ cdef inline void gradients(
     cdef real numbers[ROW_NUMBERS]
     cdef Py_ssize_t i = 0, length
     cdef real* target
+    if t.by_length:
+        length_gradients(t, x, dy, dx, n, m[0], sums[0], writer, ahead)
+        return
     row_numbers(t, m, sums, 1, numbers)
     while i < n:
         length = n - i
@@ -163,14 +178,14 @@ cdef inline void chunk_gradients(
 ) noexcept nogil:
     """Of at most a chunk of a row."""
     cdef Py_ssize_t offset = index * t.n + start, stride
-    cdef const real* x = load_block(&t.x, offset, n, 1, n, x_scratch, &stride)
-    cdef const real* dy = load_block(&t.dy, offset, n, 1, n, dy_scratch, &stride)
-    cdef real* dx = result_block(&t.y, offset, n, n, dx_scratch, &stride)
+    cdef const real* x = load_run(t, &t.x, offset, 1, n, x_scratch, &stride)
+    cdef const real* dy = load_run(t, &t.dy, offset, 1, n, dy_scratch, &stride)
+    cdef real* dx = result_run(t, offset, n, dx_scratch, &stride)
     cdef RowMap m = kept_map(t, index)
     gradients(
         t, x, dy, dx, dgamma, dbeta, parameters_of(t, index) + start, n, &m, &sums, writer, 0
     )
-    store_block(&t.y, offset, n, 1, n, dx, stride, writer)
+    store_run(t, offset, 1, n, dx, stride, writer)
 
 
 cdef inline void group_gradients(
@@ -225,16 +240,16 @@ cdef inline void backward_group(
     cdef RowSums sums[MAX_GROUP]
     cdef RowMap maps[MAX_GROUP]
     cdef Py_ssize_t offset = index * t.n, ahead = 0, k, together, x_stride, dy_stride, dx_stride
-    cdef const real* x = load_block(&t.x, offset, t.n, count, t.n, x_scratch, &x_stride)
-    cdef const real* dy = load_block(&t.dy, offset, t.n, count, t.n, dy_scratch, &dy_stride)
-    cdef real* dx = result_block(&t.y, offset, t.n, t.n, dx_scratch, &dx_stride)
-    if t.streams and t.x.direct and t.dy.direct and index + 2 * count <= t.rows:
+    cdef const real* x = load_run(t, &t.x, offset, count, t.n, x_scratch, &x_stride)
+    cdef const real* dy = load_run(t, &t.dy, offset, count, t.n, dy_scratch, &dy_stride)
+    cdef real* dx = result_run(t, offset, t.n, dx_scratch, &dx_stride)
+    if t.streams and is_direct(t) and index + 2 * count <= t.rows:
         ahead = count * t.n
     for k in range(count):
         maps[k] = kept_map(t, index + k)
         sums[k] = chunk_row_sums(
-            t, x + k * x_stride, dy + k * dy_stride, parameters_of(t, index + k), t.n, maps[k],
-            ahead,
+            t, element(x, t.stored, k * x_stride), element(dy, t.stored, k * dy_stride),
+            parameters_of(t, index + k), t.n, maps[k], ahead,
         )
         keep_length(t, index + k, sums[k])
     k = 0
@@ -242,13 +257,14 @@ cdef inline void backward_group(
         together = min(count - k, FLUSH_ROWS - unflushed_rows(t, index + k))
         together = rows_at_once(t, together, dgamma, step)
         group_gradients(
-            t, index + k, together, x + k * x_stride, x_stride, dy + k * dy_stride, dy_stride,
-            dx + k * dx_stride, dx_stride, further(dgamma, k * step), further(dbeta, k * step),
-            maps + k, sums + k, writer, ahead,
+            t, index + k, together, element(x, t.stored, k * x_stride), x_stride,
+            element(dy, t.stored, k * dy_stride), dy_stride,
+            <real*> element(dx, t.stored, k * dx_stride), dx_stride,
+            further(dgamma, k * step), further(dbeta, k * step), maps + k, sums + k, writer, ahead,
         )
         k += together
         flush_rows(t, index + k, partial, dgamma)
-    store_block(&t.y, offset, t.n, count, t.n, dx, dx_stride, writer)
+    store_run(t, offset, count, t.n, dx, dx_stride, writer)
 
 
 cdef inline void backward_long_row(
@@ -295,7 +311,7 @@ cdef inline void backward_typed(
     real* x_scratch, real* dy_scratch, real* dx_scratch,
 ) noexcept nogil:
     cdef Writer writer
-    open_writer(&writer, t.streams, t.y.direct)
+    open_writer(&writer, t.streams, is_direct(t) or t.y.direct)
     if t.n < NARROW:
         backward_narrow(t, first, last, partial, x_scratch, dx_scratch, &writer)
     else:
@@ -383,7 +399,7 @@ cdef inline void column_gradients(
     for i in range(n):
         dgamma[i], dbeta[i] = 0, 0
         totals[i], totals[n + i] = 0, 0
-    open_writer(&writer, t.streams, t.y.direct)
+    open_writer(&writer, t.streams, is_direct(t) or t.y.direct)
     for index in range(t.rows):
         chunk_gradients(
             t, index, start, n, t.row_sums[index * t.pieces], dgamma, dbeta,
