@@ -288,7 +288,7 @@ cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
     )
     if memory == NULL:
         return False
-    if not reserve(&t.scratch, 0 if t.direct and mapped.direct else BLOCK, team):
+    if not reserve(&t.scratch, 0 if t.direct else BLOCK, team):
         free(memory)
         return False
     mapped.scratch = t.scratch

@@ -6,8 +6,7 @@ from fastnorm._kernels.channels_task cimport INVERSE, MAX_TILE, MOMENTS, PIECE, 
 from fastnorm._kernels.channels_task cimport SHIFT, SLOPE, SQUARES, Block, Channels
 from fastnorm._kernels.memory cimport Writer, flush, open_writer, place_stored, prefetch
 from fastnorm._kernels.moments cimport Moments, chunk_moments, merge_centred, no_moments
-from fastnorm._kernels.operands cimport SCRATCH_ROWS, Operand, load_block, result_block
-from fastnorm._kernels.operands cimport store_block
+from fastnorm._kernels.operands cimport SCRATCH_ROWS, load_block, result_block, store_block
 from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, add_centred_sums, add_gradient_sums
 from fastnorm._kernels.rows cimport add_squares, clear, element, fold, row_gradient
 from fastnorm._kernels.rows cimport row_gradient_sums, row_scale_shift, row_sum
@@ -31,17 +30,6 @@ cdef inline Py_ssize_t planes_at_once(
 ) noexcept nogil:
     """Channels of which n elements each fit in scratch memory."""
     return min(min(channels, t.room // n), <Py_ssize_t> SCRATCH_ROWS)
-
-
-cdef inline const real* load_planes(
-    Channels* t, const Operand* o, Py_ssize_t index, Py_ssize_t channels, Py_ssize_t n,
-    real* scratch, Py_ssize_t* stride,
-) noexcept nogil:
-    """n elements of each of these channels, as they are stored."""
-    if t.direct:
-        stride[0] = t.s
-        return element(<const real*> o.data, t.stored, index)
-    return load_block(o, index, t.s, channels, n, scratch, stride)
 
 
 cdef inline void reduce_planes(
@@ -74,10 +62,10 @@ cdef inline void reduce_planes(
         first = 0
         while first < channels:
             some = planes_at_once(t, channels - first, length)
-            x = load_planes(t, t.x, offset + first * t.s, some, length, x_scratch, &stride)
+            x = load_block(t.x, offset + first * t.s, t.s, some, length, x_scratch, &stride)
             if t.reduction == GRADIENT_SUMS:
-                dy = load_planes(
-                    t, t.dy, offset + first * t.s, some, length, dy_scratch, &dy_stride
+                dy = load_block(
+                    t.dy, offset + first * t.s, t.s, some, length, dy_scratch, &dy_stride
                 )
             for k in range(first, first + some):
                 if t.reduction == GRADIENT_SUMS:
@@ -127,10 +115,10 @@ cdef inline void reduce_rows(
     cdef Py_ssize_t channel = b.first_channel, some, stride, dy_stride, k
     while channel < b.last_channel:
         some = planes_at_once(t, b.last_channel - channel, t.s)
-        x = load_planes(t, t.x, t.origin + channel * t.s, some, t.s, x_scratch, &stride)
+        x = load_block(t.x, t.origin + channel * t.s, t.s, some, t.s, x_scratch, &stride)
         if t.reduction == GRADIENT_SUMS:
-            dy = load_planes(
-                t, t.dy, t.origin + channel * t.s, some, t.s, dy_scratch, &dy_stride
+            dy = load_block(
+                t.dy, t.origin + channel * t.s, t.s, some, t.s, dy_scratch, &dy_stride
             )
             for k in range(some):
                 row_gradient_sums(
@@ -191,16 +179,12 @@ cdef inline void map_block_of_planes(
     cdef Py_ssize_t source_index = t.origin + sample * t.plane_step + channel * t.s + start
     cdef Py_ssize_t x_stride = 0, stride, y_stride, k
     cdef const real* x = NULL
-    cdef const real* source = load_planes(
-        t, t.source, source_index, channels, n, source_scratch, &stride
+    cdef const real* source = load_block(
+        t.source, source_index, t.s, channels, n, source_scratch, &stride
     )
-    cdef real* y
-    if t.direct:
-        y, y_stride = <real*> element(<const real*> t.y.data, t.stored, index), t.s
-    else:
-        y = result_block(t.y, index, t.s, n, y_scratch, &y_stride)
+    cdef real* y = result_block(t.y, index, t.s, n, y_scratch, &y_stride)
     if t.map != SCALE_SHIFT:
-        x = load_planes(t, t.x, source_index, channels, n, x_scratch, &x_stride)
+        x = load_block(t.x, source_index, t.s, channels, n, x_scratch, &x_stride)
     for k in range(channels):
         if next_plane:
             prefetch(
@@ -210,8 +194,7 @@ cdef inline void map_block_of_planes(
             t, element(x, t.stored, k * x_stride), element(source, t.stored, k * stride),
             <real*> element(y, t.stored, k * y_stride), n, channel + k, writer,
         )
-    if not t.direct:
-        store_block(t.y, index, t.s, channels, n, y, y_stride, writer)
+    store_block(t.y, index, t.s, channels, n, y, y_stride, writer)
 
 
 cdef inline void map_planes(
@@ -220,7 +203,7 @@ cdef inline void map_planes(
     cdef Py_ssize_t sample = b.first_unit // t.pieces, next_plane, start, stop, channel, some, n
     cdef bint asks = t.direct and t.whole_tiles and not t.streams
     cdef Writer writer
-    open_writer(&writer, t.streams, t.direct or t.y.direct)
+    open_writer(&writer, t.streams, t.y.direct)
     while sample * t.pieces < b.last_unit:
         start = max(b.first_unit - sample * t.pieces, <Py_ssize_t> 0) * PIECE
         stop = min((b.last_unit - sample * t.pieces) * PIECE, t.s)

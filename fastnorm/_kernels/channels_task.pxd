@@ -6,8 +6,8 @@ from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport BLOCK_BYTES, BLOCKS_PER_THREAD, MAX_PARTIALS, ceil_div
 from fastnorm._kernels.columns cimport FOUR, STRIP
 from fastnorm._kernels.moments cimport Extent, rescue
-from fastnorm._kernels.operands cimport BLOCK, Operand, Scratch, are_stored_alike, load_block
-from fastnorm._kernels.operands cimport nth, of_this_thread, padded, room, set_operand
+from fastnorm._kernels.operands cimport BLOCK, Operand, Scratch, load_block, nth, of_this_thread
+from fastnorm._kernels.operands cimport padded, room, set_operand, take_as_stored
 
 cdef enum:
     MIN_PLANE = 128             # elements: shorter planes are columns
@@ -85,8 +85,8 @@ cdef struct Channels:
     const Operand* dy           # NULL in forward
     const Operand* source       # of SCALE_SHIFT: x or dy
     const Operand* y
-    bint direct                 # so are all of these: see operands.pxd. Or they are planes that
-    Dtype stored                # primitives take as they are: what their elements are
+    bint direct                 # so are all of these: see operands.pxd
+    Dtype stored                # what the elements of their blocks are
     Py_ssize_t room             # elements of a block of them
     Scratch scratch             # for blocks
 
@@ -293,11 +293,14 @@ cdef struct Operands:
 
 
 cdef inline void set_operands(
-    Operands* o, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y, Dtype dtype
+    Operands* o, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y, Dtype dtype, bint are_planes
 ) noexcept:
+    """The primitives of planes take them as they are stored."""
     set_operand(&o.x, x, dtype)
     set_operand(&o.dy, dy, dtype)
     set_operand(&o.y, y, dtype)
+    if are_planes:
+        take_as_stored(&o.x, &o.dy, &o.y, dtype)
 
 
 cdef inline void use_operands(Channels* t, const Operands* o) noexcept nogil:
@@ -307,9 +310,8 @@ cdef inline void use_operands(Channels* t, const Operands* o) noexcept nogil:
     t.x, t.y = &o.x, &o.y
     t.dy = NULL if o.dy.data == NULL else &o.dy
     t.source = t.x if t.dy == NULL else t.dy
-    t.direct, t.stored = o.x.direct and o.dy.direct and o.y.direct, t.dtype
-    if t.planes and t.dtype == FLOAT32 and are_stored_alike(&o.x, &o.dy, &o.y):
-        t.direct, t.stored = True, o.x.dtype
+    t.direct = o.x.direct and o.dy.direct and o.y.direct
+    t.stored = o.x.dtype if t.direct else t.dtype
     t.room = room(o.x.turned or o.dy.turned or o.y.turned, t.dtype)
 
 
@@ -427,7 +429,7 @@ cdef inline Py_ssize_t tile_step(Channels* t, Block b) noexcept nogil:
 
 
 cdef inline bint is_read_whole(Channels* t, Block b) noexcept nogil:
-    cdef bint is_apart = not t.direct and not t.x.direct and not t.x.turned
+    cdef bint is_apart = not t.x.direct and not t.x.turned
     if t.dy != NULL:
         is_apart = is_apart and not t.dy.direct and not t.dy.turned
     return is_apart and t.planes and mapped_view(t).planes and (
@@ -440,7 +442,7 @@ cdef inline void read_planes(
 ) noexcept nogil:
     cdef Py_ssize_t n = (b.last_channel - b.first_channel) * t.s
     cdef Py_ssize_t sample, index = t.base + b.first_channel * t.s, stride
-    copy.direct, copy.data = True, <char*> to
+    copy.direct, copy.dtype, copy.data = True, t.dtype, <char*> to
     for sample in range(t.n):
         load_block(o, index + sample * t.c * t.s, n, 1, n, to + sample * tile_step(t, b), &stride)
 

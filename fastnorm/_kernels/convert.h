@@ -78,23 +78,23 @@ static inline fastnorm_half fastnorm_double_to_half(double x) { return fastnorm_
 
 static inline fastnorm_bfloat fastnorm_double_to_bfloat(double x) { return fastnorm_to_bfloat(fastnorm_to_odd(x)); }
 
-/* n elements, `stride` bytes apart in an array, beside each other in a kernel. Where they are so in the array too, line
-   by line, and the line `ahead` bytes further on is asked for: it comes while these are computed. */
+/* n elements, `stride` bytes apart in an array, beside each other in a kernel. Where they are so in the array too, those
+   `ahead` bytes further on are asked for in passing: they come while these are computed. */
 #define FASTNORM_READ(name, stored, real, decode)                                                                    \
     static inline void fastnorm_read_##name##_##real(                                                                \
         const void *from, ptrdiff_t stride, ptrdiff_t n, ptrdiff_t ahead, real *restrict to)                         \
     {                                                                                                                \
-        enum { SIZE = sizeof(stored), IN_LINE = FASTNORM_LINE / SIZE };                                              \
+        enum { SIZE = sizeof(stored), SOME = 256 };                                                                  \
         const char *p = (const char *)from;                                                                          \
-        ptrdiff_t i = 0, j;                                                                                          \
+        ptrdiff_t i = 0;                                                                                             \
         stored s;                                                                                                    \
-        if (stride == SIZE) {                                                                                        \
-            for (; i <= n - IN_LINE; i += IN_LINE) {                                                                 \
-                FASTNORM_PREFETCH(p + i * SIZE + ahead, 3);                                                          \
-                for (j = i; j < i + IN_LINE; ++j) memcpy(&s, p + j * SIZE, SIZE), to[j] = decode(s);                 \
+        if (stride == SIZE)                                                                                          \
+            while (i < n) {                                                                                          \
+                const ptrdiff_t stop = n - i < SOME ? n : i + SOME;                                                  \
+                if (ahead) fastnorm_prefetch(p + i * SIZE + ahead, (stop - i) * SIZE);                               \
+                for (; i < stop; ++i) memcpy(&s, p + i * SIZE, SIZE), to[i] = decode(s);                             \
             }                                                                                                        \
-            for (; i < n; ++i) memcpy(&s, p + i * SIZE, SIZE), to[i] = decode(s);                                    \
-        } else                                                                                                       \
+        else                                                                                                         \
             for (; i < n; ++i) memcpy(&s, p + i * stride, SIZE), to[i] = decode(s);                                  \
     }
 
@@ -274,7 +274,7 @@ static inline void fastnorm_write_bfloats(const float *from, void *to, fastnorm_
             for (; i <= n - FASTNORM_WIDE; i += FASTNORM_WIDE) vector(p + i * SIZE, to + i);                         \
             if (i < n && n >= FASTNORM_WIDE) i = n, vector(p + (n - FASTNORM_WIDE) * SIZE, to + n - FASTNORM_WIDE);   \
         }                                                                                                            \
-        fastnorm_read_portable_##name##_float(p + i * stride, stride, n - i, ahead, to + i);                         \
+        fastnorm_read_portable_##name##_float(p + i * stride, stride, n - i, 0, to + i);                                 \
     }
 
 FASTNORM_READ_WIDE(half, fastnorm_read_halves)

@@ -58,21 +58,54 @@ enum {
 #undef real
 #undef FASTNORM_NAME
 
-#if !FASTNORM_TAKES_16_BITS /* nobody calls these */
-#define fastnorm_sum_half(x, n) 0
-#define fastnorm_guess_centre_half(x, n) 0
-#define fastnorm_add_centred_half(x, n, centre, ahead, sums, squares) ((void)0)
-#define fastnorm_centred_sums_half(x, n, centre, ahead, sum, squares) ((void)0)
-#define fastnorm_add_squares_half(x, n, ahead, squares) ((void)0)
-#define fastnorm_add_gradients_half(dy, x, n, centre, inverse, centred, ahead, sums, products) ((void)0)
-#define fastnorm_gradient_sums_half(dy, x, gamma, n, centre, inverse, centred, ahead, sum, products) ((void)0)
-#define fastnorm_sum_bfloat(x, n) 0
-#define fastnorm_guess_centre_bfloat(x, n) 0
-#define fastnorm_add_centred_bfloat(x, n, centre, ahead, sums, squares) ((void)0)
-#define fastnorm_centred_sums_bfloat(x, n, centre, ahead, sum, squares) ((void)0)
-#define fastnorm_add_squares_bfloat(x, n, ahead, squares) ((void)0)
-#define fastnorm_add_gradients_bfloat(dy, x, n, centre, inverse, centred, ahead, sums, products) ((void)0)
-#define fastnorm_gradient_sums_bfloat(dy, x, gamma, n, centre, inverse, centred, ahead, sum, products) ((void)0)
+/* Of runs of 16 bits, float16 or bfloat16. */
+#if FASTNORM_TAKES_16_BITS
+#define FASTNORM_EITHER(name, ...) (is_half ? fastnorm_##name##_half(__VA_ARGS__) : fastnorm_##name##_bfloat(__VA_ARGS__))
+#else
+#define FASTNORM_EITHER(name, ...) 0 /* nobody asks */
 #endif
+
+static inline double fastnorm_sum_sixteen(int is_half, const uint16_t *x, ptrdiff_t n)
+{
+    return FASTNORM_EITHER(sum, x, n);
+}
+
+static inline float fastnorm_guess_centre_sixteen(int is_half, const uint16_t *x, ptrdiff_t n)
+{
+    return FASTNORM_EITHER(guess_centre, x, n);
+}
+
+static inline void fastnorm_add_centred_sixteen(
+    int is_half, const uint16_t *x, ptrdiff_t n, float centre, ptrdiff_t ahead, float *sums, float *squares)
+{
+    (void)FASTNORM_EITHER(add_centred, x, n, centre, ahead, sums, squares);
+}
+
+static inline void fastnorm_centred_sums_sixteen(
+    int is_half, const uint16_t *x, ptrdiff_t n, float centre, ptrdiff_t ahead, double *sum, double *squares)
+{
+    (void)FASTNORM_EITHER(centred_sums, x, n, centre, ahead, sum, squares);
+}
+
+static inline void fastnorm_add_squares_sixteen(
+    int is_half, const uint16_t *x, ptrdiff_t n, ptrdiff_t ahead, float *squares)
+{
+    (void)FASTNORM_EITHER(add_squares, x, n, ahead, squares);
+}
+
+static inline void fastnorm_add_gradients_sixteen(
+    int is_half, const uint16_t *dy, const uint16_t *x, ptrdiff_t n, float centre, float inverse, int centred,
+    ptrdiff_t ahead, float *sums, float *products)
+{
+    (void)FASTNORM_EITHER(add_gradients, dy, x, n, centre, inverse, centred, ahead, sums, products);
+}
+
+/* Those who take runs as they are stored have no gamma. */
+static inline void fastnorm_gradient_sums_sixteen(
+    int is_half, const uint16_t *dy, const uint16_t *x, ptrdiff_t n, float centre, float inverse, int centred,
+    ptrdiff_t ahead, double *sum, double *products)
+{
+    (void)FASTNORM_EITHER(gradient_sums, dy, x, NULL, n, centre, inverse, centred, ahead, sum, products);
+}
 
 #endif

@@ -3,7 +3,7 @@
 #ifndef FASTNORM_MAPS_H
 #define FASTNORM_MAPS_H
 
-#include "convert.h"
+#include "lanes.h"
 
 typedef struct {
     float centre, slope, shift, scale, weight;
@@ -62,9 +62,9 @@ FASTNORM_MAP(weighted_gradient, FASTNORM_WEIGHTED_GRADIENT)
         const ptrdiff_t last = n - FASTNORM_AT_ONCE;                                                                 \
         ptrdiff_t i;                                                                                                 \
         if (last >= 0) {                                                                                             \
-            fastnorm_sixteen last_dy = fastnorm_load_##name(dy + last), last_x = fastnorm_load_##name(x + last);        \
+            fastnorm_sixteen last_dy = fastnorm_load_##name(dy + last), last_x = fastnorm_load_##name(x + last);     \
             for (i = 0; i < last; i += FASTNORM_AT_ONCE) {                                                           \
-                fastnorm_sixteen from = fastnorm_load_##name(x + i);                                                    \
+                fastnorm_sixteen from = fastnorm_load_##name(x + i);                                                 \
                 fastnorm_store_##name(y + i, fastnorm_##map(fastnorm_load_##name(dy + i), from, m));                 \
             }                                                                                                        \
             fastnorm_store_##name(y + last, fastnorm_##map(last_dy, last_x, m));                                     \
@@ -81,13 +81,24 @@ FASTNORM_MAP_RUN(gradient, half)
 FASTNORM_MAP_RUN(gradient, bfloat)
 FASTNORM_MAP_RUN(weighted_gradient, half)
 FASTNORM_MAP_RUN(weighted_gradient, bfloat)
-#else /* nobody calls these */
-#define fastnorm_scale_shift_half(dy, x, y, n, m) ((void)(m))
-#define fastnorm_scale_shift_bfloat(dy, x, y, n, m) ((void)(m))
-#define fastnorm_gradient_half(dy, x, y, n, m) ((void)(m))
-#define fastnorm_gradient_bfloat(dy, x, y, n, m) ((void)(m))
-#define fastnorm_weighted_gradient_half(dy, x, y, n, m) ((void)(m))
-#define fastnorm_weighted_gradient_bfloat(dy, x, y, n, m) ((void)(m))
 #endif
+
+static inline void fastnorm_scale_shift_sixteen(
+    int is_half, const uint16_t *dy, const uint16_t *x, uint16_t *y, ptrdiff_t n, fastnorm_numbers m)
+{
+    (void)FASTNORM_EITHER(scale_shift, dy, x, y, n, m);
+}
+
+static inline void fastnorm_gradient_sixteen(
+    int is_half, const uint16_t *dy, const uint16_t *x, uint16_t *y, ptrdiff_t n, fastnorm_numbers m)
+{
+    (void)FASTNORM_EITHER(gradient, dy, x, y, n, m);
+}
+
+static inline void fastnorm_weighted_gradient_sixteen(
+    int is_half, const uint16_t *dy, const uint16_t *x, uint16_t *y, ptrdiff_t n, fastnorm_numbers m)
+{
+    (void)FASTNORM_EITHER(weighted_gradient, dy, x, y, n, m);
+}
 
 #endif

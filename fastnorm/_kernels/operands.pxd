@@ -49,7 +49,8 @@ cdef struct Operand:
     char* data
     Dtype dtype
     bint contiguous             # and aligned
-    bint direct                 # and of the type that is computed in: blocks are pointers into it
+    bint direct                 # blocks are pointers into it: the type is that which is computed
+                                # in, or one that the kernel takes as it is (`take_as_stored`)
     bint turned                 # the elements of a row are further apart than those of a column
     int axes
     Py_ssize_t size[MAX_AXES]   # without axes of one element, and adjacent ones as one where they
@@ -130,6 +131,20 @@ cdef inline void set_operand(Operand* o, cnp.ndarray array, Dtype working) noexc
         and <uintptr_t> o.data % itemsize_of(o.dtype) == 0
     )
     o.direct = o.contiguous and o.dtype == working
+
+
+cdef inline void take_as_stored(
+    Operand* x, Operand* dy, Operand* y, Dtype working
+) noexcept nogil:
+    """For a kernel whose primitives take runs of 16 bits: where all that there are have the same
+    ones, and are contiguous, blocks are pointers into them."""
+    if (
+        TAKES_16_BITS and working == FLOAT32 and itemsize_of(x.dtype) == 2
+        and x.contiguous and dy.contiguous and y.contiguous
+        and (dy.dtype == x.dtype or dy.dtype == NONE)
+        and (y.dtype == x.dtype or y.dtype == NONE)
+    ):
+        x.direct = dy.direct = y.direct = True
 
 
 cdef inline char* address(const Operand* o, Py_ssize_t index, Py_ssize_t* run) noexcept nogil:
@@ -291,7 +306,7 @@ cdef inline const real* load_rows(
     cdef char* p
     if o.direct:
         stride[0] = step
-        return <const real*> o.data + index
+        return <const real*> (o.data + index * itemsize_of(o.dtype))
     last = o.stride[o.axes - 1]
     stride[0] = scratch_stride(o, step, n)
     if is_one_run(o, step, n):
@@ -323,19 +338,6 @@ cdef inline const real* load_block(
     return load_rows(o, index, step, rows, n, AHEAD, scratch, stride)
 
 
-cdef inline bint are_stored_alike(
-    const Operand* x, const Operand* dy, const Operand* y
-) noexcept nogil:
-    """Whether all that there are have the same 16 bits, and are contiguous, where kernels may take
-    such runs as they are."""
-    return (
-        TAKES_16_BITS and itemsize_of(x.dtype) == 2
-        and x.contiguous and dy.contiguous and y.contiguous
-        and (dy.dtype == x.dtype or dy.dtype == NONE)
-        and (y.dtype == x.dtype or y.dtype == NONE)
-    )
-
-
 cdef inline real* result_block(
     const Operand* o, Py_ssize_t index, Py_ssize_t step, Py_ssize_t n,
     real* scratch, Py_ssize_t* stride,
@@ -343,7 +345,7 @@ cdef inline real* result_block(
     """Where to compute a block of a result. `store_block` brings it to its place."""
     if o.direct:
         stride[0] = step
-        return <real*> o.data + index
+        return <real*> (o.data + index * itemsize_of(o.dtype))
     stride[0] = scratch_stride(o, step, n)
     return scratch
 

@@ -8,10 +8,12 @@ A row is summed in lanes for at most CHUNK elements, so that it is still in L1 f
 and float32 loses nothing; chunks are combined in double (moments.pxd).
 """
 
+from libc.stdint cimport uint16_t
+
 from fastnorm._kernels cimport sixteen
 from fastnorm._kernels.arrays cimport BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Dtype, itemsize_of, real
 from fastnorm._kernels.memory cimport prefetch_far
-from fastnorm._kernels.sixteen cimport TAKES_16_BITS, Numbers, bfloat, half
+from fastnorm._kernels.sixteen cimport TAKES_16_BITS, Numbers
 
 cdef extern from "lanes.h" nogil:
     enum:
@@ -62,12 +64,8 @@ cdef inline Dtype own(const real* _) noexcept nogil:
     return FLOAT32 if real is float else FLOAT64
 
 
-cdef inline bint is_half(Dtype stored) noexcept nogil:
-    return TAKES_16_BITS and stored == FLOAT16
-
-
-cdef inline bint is_bfloat(Dtype stored) noexcept nogil:
-    return TAKES_16_BITS and stored == BFLOAT16
+cdef inline bint is_sixteen(Dtype stored) noexcept nogil:
+    return TAKES_16_BITS and (stored == FLOAT16 or stored == BFLOAT16)
 
 
 cdef inline const real* element(const real* x, Dtype stored, Py_ssize_t i) noexcept nogil:
@@ -96,10 +94,8 @@ cdef inline double fold(const real* lanes) noexcept nogil:
 cdef inline double row_sum(const real* x, Dtype stored, Py_ssize_t n) noexcept nogil:
     """Σx"""
     if real is float:
-        if is_half(stored):
-            return sixteen.sum_half(<const half*> x, n)
-        if is_bfloat(stored):
-            return sixteen.sum_bfloat(<const bfloat*> x, n)
+        if is_sixteen(stored):
+            return sixteen.sum(stored == FLOAT16, <const uint16_t*> x, n)
         return sum_float(x, n)
     else:
         return sum_double(x, n)
@@ -108,10 +104,8 @@ cdef inline double row_sum(const real* x, Dtype stored, Py_ssize_t n) noexcept n
 cdef inline real guess_centre(const real* x, Dtype stored, Py_ssize_t n) noexcept nogil:
     """About the mean, from GUESSED elements at four places. Of a constant row, exactly that."""
     if real is float:
-        if is_half(stored):
-            return sixteen.guess_half(<const half*> x, n)
-        if is_bfloat(stored):
-            return sixteen.guess_bfloat(<const bfloat*> x, n)
+        if is_sixteen(stored):
+            return sixteen.guess_centre(stored == FLOAT16, <const uint16_t*> x, n)
         return guess_float(x, n)
     else:
         return guess_double(x, n)
@@ -123,10 +117,8 @@ cdef inline void add_centred_sums(
 ) noexcept nogil:
     """lanes += x - centre;  squares += (x - centre)²"""
     if real is float:
-        if is_half(stored):
-            sixteen.add_centred_half(<const half*> x, n, centre, ahead, lanes, squares)
-        elif is_bfloat(stored):
-            sixteen.add_centred_bfloat(<const bfloat*> x, n, centre, ahead, lanes, squares)
+        if is_sixteen(stored):
+            sixteen.add_centred(stored == FLOAT16, <const uint16_t*> x, n, centre, ahead, lanes, squares)
         else:
             add_centred_float(x, n, centre, ahead, lanes, squares)
     else:
@@ -139,10 +131,8 @@ cdef inline void row_centred_sums(
 ) noexcept nogil:
     """Σ(x - centre) and Σ(x - centre)²"""
     if real is float:
-        if is_half(stored):
-            sixteen.centred_sums_half(<const half*> x, n, centre, ahead, total, squares)
-        elif is_bfloat(stored):
-            sixteen.centred_sums_bfloat(<const bfloat*> x, n, centre, ahead, total, squares)
+        if is_sixteen(stored):
+            sixteen.centred_sums(stored == FLOAT16, <const uint16_t*> x, n, centre, ahead, total, squares)
         else:
             centred_sums_float(x, n, centre, ahead, total, squares)
     else:
@@ -154,10 +144,8 @@ cdef inline void add_squares(
 ) noexcept nogil:
     """lanes += x²"""
     if real is float:
-        if is_half(stored):
-            sixteen.add_squares_half(<const half*> x, n, ahead, lanes)
-        elif is_bfloat(stored):
-            sixteen.add_squares_bfloat(<const bfloat*> x, n, ahead, lanes)
+        if is_sixteen(stored):
+            sixteen.add_squares(stored == FLOAT16, <const uint16_t*> x, n, ahead, lanes)
         else:
             add_squares_float(x, n, ahead, lanes)
     else:
@@ -171,15 +159,10 @@ cdef inline void add_gradient_sums(
     """lanes += dy;  products += dy·x̂  with x̂ = (x - centre)·inverse. Not centred: the centre is
     0, and the sum of dy is not wanted."""
     if real is float:
-        if is_half(stored):
-            sixteen.add_gradients_half(
-                <const half*> dy, <const half*> x, n, centre, inverse, centred, ahead, lanes,
-                products,
-            )
-        elif is_bfloat(stored):
-            sixteen.add_gradients_bfloat(
-                <const bfloat*> dy, <const bfloat*> x, n, centre, inverse, centred, ahead, lanes,
-                products,
+        if is_sixteen(stored):
+            sixteen.add_gradients(
+                stored == FLOAT16, <const uint16_t*> dy, <const uint16_t*> x, n, centre, inverse,
+                centred, ahead, lanes, products,
             )
         else:
             add_gradients_float(dy, x, n, centre, inverse, centred, ahead, lanes, products)
@@ -191,17 +174,13 @@ cdef inline void row_gradient_sums(
     const real* dy, const real* x, Dtype stored, const real* gamma, Py_ssize_t n, real centre,
     real inverse, bint centred, Py_ssize_t ahead, double* total, double* products,
 ) noexcept nogil:
-    """Σh and Σ(h·x̂), likewise, with h = dy·gamma, or dy where gamma is NULL."""
+    """Σh and Σ(h·x̂), likewise, with h = dy·gamma, or dy where gamma is NULL,
+    as it is with 16 bits."""
     if real is float:
-        if is_half(stored):
-            sixteen.gradient_sums_half(
-                <const half*> dy, <const half*> x, gamma, n, centre, inverse, centred, ahead,
-                total, products,
-            )
-        elif is_bfloat(stored):
-            sixteen.gradient_sums_bfloat(
-                <const bfloat*> dy, <const bfloat*> x, gamma, n, centre, inverse, centred, ahead,
-                total, products,
+        if is_sixteen(stored):
+            sixteen.gradient_sums(
+                stored == FLOAT16, <const uint16_t*> dy, <const uint16_t*> x, n, centre, inverse,
+                centred, ahead, total, products,
             )
         else:
             gradient_sums_float(
@@ -230,12 +209,11 @@ cdef inline void row_scale_shift(
     cdef Py_ssize_t i
     cdef Numbers m
     ask(x, stored, n, ahead)
-    if real is float and (is_half(stored) or is_bfloat(stored)):
+    if real is float and (is_sixteen(stored)):
         m.centre, m.scale, m.shift = centre, scale, shift
-        if is_half(stored):
-            sixteen.scale_shift_half(<const half*> x, <const half*> x, <half*> y, n, m)
-        else:
-            sixteen.scale_shift_bfloat(<const bfloat*> x, <const bfloat*> x, <bfloat*> y, n, m)
+        sixteen.scale_shift(
+            stored == FLOAT16, <const uint16_t*> x, <const uint16_t*> x, <uint16_t*> y, n, m
+        )
         return
     for i in range(n):
         y[i] = (x[i] - centre) * scale + shift
@@ -253,7 +231,7 @@ cdef inline void row_scale(
 ) noexcept nogil:
     """y = x·scale"""
     cdef Py_ssize_t i
-    if is_half(stored) or is_bfloat(stored):
+    if is_sixteen(stored):
         # Adding -0 changes nothing, not even a zero's sign.
         row_scale_shift(x, stored, y, n, <real> 0, scale, <real> -0.0, <Py_ssize_t> 0)
         return
@@ -290,12 +268,11 @@ cdef inline void row_gradient(
     cdef Numbers m
     ask(x, stored, n, ahead)
     ask(dy, stored, n, ahead)
-    if real is float and (is_half(stored) or is_bfloat(stored)):
+    if real is float and (is_sixteen(stored)):
         m.centre, m.slope, m.shift, m.scale = centre, slope, shift, scale
-        if is_half(stored):
-            sixteen.gradient_half(<const half*> dy, <const half*> x, <half*> dx, n, m)
-        else:
-            sixteen.gradient_bfloat(<const bfloat*> dy, <const bfloat*> x, <bfloat*> dx, n, m)
+        sixteen.gradient(
+            stored == FLOAT16, <const uint16_t*> dy, <const uint16_t*> x, <uint16_t*> dx, n, m
+        )
         return
     for i in range(n):
         dx[i] = (dy[i] + ((x[i] - centre) * slope + shift)) * scale
@@ -310,14 +287,11 @@ cdef inline void row_weighted_gradient(
     cdef Numbers m
     ask(x, stored, n, ahead)
     ask(dy, stored, n, ahead)
-    if real is float and (is_half(stored) or is_bfloat(stored)):
+    if real is float and (is_sixteen(stored)):
         m.centre, m.slope, m.shift, m.scale, m.weight = centre, slope, shift, scale, weight
-        if is_half(stored):
-            sixteen.weighted_gradient_half(<const half*> dy, <const half*> x, <half*> dx, n, m)
-        else:
-            sixteen.weighted_gradient_bfloat(
-                <const bfloat*> dy, <const bfloat*> x, <bfloat*> dx, n, m
-            )
+        sixteen.weighted_gradient(
+            stored == FLOAT16, <const uint16_t*> dy, <const uint16_t*> x, <uint16_t*> dx, n, m
+        )
         return
     for i in range(n):
         dx[i] = (dy[i] * weight + ((x[i] - centre) * slope + shift)) * scale
@@ -329,7 +303,7 @@ cdef inline void row_slope(
 ) noexcept nogil:
     """dx = (dy + x·slope)·scale"""
     cdef Py_ssize_t i
-    if is_half(stored) or is_bfloat(stored):
+    if is_sixteen(stored):
         row_gradient(dy, x, stored, dx, n, <real> 0, slope, <real> -0.0, scale, ahead)
         return
     ask(x, stored, n, ahead)

@@ -12,13 +12,14 @@ from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
 from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div, threads_for
 from fastnorm._kernels.memory cimport Writer, fits_rows, flush, open_writer, place, place_rows
 from fastnorm._kernels.memory cimport place_stored, streams
-from fastnorm._kernels.operands cimport Scratch, nth, of_this_thread, release
+from fastnorm._kernels.operands cimport Scratch, load_block, of_this_thread, release
+from fastnorm._kernels.operands cimport nth, result_block, store_block
 from fastnorm._kernels.rows cimport CHUNK, element, row_gradient_sums, row_slope
 from fastnorm._kernels.rows_narrow cimport backward_narrow
 from fastnorm._kernels.rows_task cimport FLUSH_ROWS, MAX_GROUP, NARROW, PIECE, RowMap, RowSums
 from fastnorm._kernels.rows_task cimport Task, allocate_partials, is_cut, is_direct, kept_map
-from fastnorm._kernels.rows_task cimport load_run, parameters_of, piece_length, reserve_scratch
-from fastnorm._kernels.rows_task cimport result_run, shifted, store_run
+from fastnorm._kernels.rows_task cimport parameters_of, piece_length, reserve_scratch
+from fastnorm._kernels.rows_task cimport shifted
 from fastnorm._kernels.vectors cimport store
 from fastnorm._pool cimport parallel_for
 
@@ -64,8 +65,8 @@ cdef inline RowSums piece_sums(
     total.h, total.hx = 0, 0
     while start < stop:
         offset, length = index * t.n + start, min(stop - start, <Py_ssize_t> CHUNK)
-        x = load_run(t, &t.x, offset, 1, length, x_scratch, &stride)
-        dy = load_run(t, &t.dy, offset, 1, length, dy_scratch, &stride)
+        x = load_block(&t.x, offset, t.n, 1, length, x_scratch, &stride)
+        dy = load_block(&t.dy, offset, t.n, 1, length, dy_scratch, &stride)
         chunk = chunk_row_sums(t, x, dy, parameters_of(t, index) + start, length, m, 0)
         total.h += chunk.h
         total.hx += chunk.hx
@@ -178,14 +179,14 @@ cdef inline void chunk_gradients(
 ) noexcept nogil:
     """Of at most a chunk of a row."""
     cdef Py_ssize_t offset = index * t.n + start, stride
-    cdef const real* x = load_run(t, &t.x, offset, 1, n, x_scratch, &stride)
-    cdef const real* dy = load_run(t, &t.dy, offset, 1, n, dy_scratch, &stride)
-    cdef real* dx = result_run(t, offset, n, dx_scratch, &stride)
+    cdef const real* x = load_block(&t.x, offset, t.n, 1, n, x_scratch, &stride)
+    cdef const real* dy = load_block(&t.dy, offset, t.n, 1, n, dy_scratch, &stride)
+    cdef real* dx = result_block(&t.y, offset, t.n, n, dx_scratch, &stride)
     cdef RowMap m = kept_map(t, index)
     gradients(
         t, x, dy, dx, dgamma, dbeta, parameters_of(t, index) + start, n, &m, &sums, writer, 0
     )
-    store_run(t, offset, 1, n, dx, stride, writer)
+    store_block(&t.y, offset, t.n, 1, n, dx, stride, writer)
 
 
 cdef inline void group_gradients(
@@ -240,9 +241,9 @@ cdef inline void backward_group(
     cdef RowSums sums[MAX_GROUP]
     cdef RowMap maps[MAX_GROUP]
     cdef Py_ssize_t offset = index * t.n, ahead = 0, k, together, x_stride, dy_stride, dx_stride
-    cdef const real* x = load_run(t, &t.x, offset, count, t.n, x_scratch, &x_stride)
-    cdef const real* dy = load_run(t, &t.dy, offset, count, t.n, dy_scratch, &dy_stride)
-    cdef real* dx = result_run(t, offset, t.n, dx_scratch, &dx_stride)
+    cdef const real* x = load_block(&t.x, offset, t.n, count, t.n, x_scratch, &x_stride)
+    cdef const real* dy = load_block(&t.dy, offset, t.n, count, t.n, dy_scratch, &dy_stride)
+    cdef real* dx = result_block(&t.y, offset, t.n, t.n, dx_scratch, &dx_stride)
     if t.streams and is_direct(t) and index + 2 * count <= t.rows:
         ahead = count * t.n
     for k in range(count):
@@ -264,7 +265,7 @@ cdef inline void backward_group(
         )
         k += together
         flush_rows(t, index + k, partial, dgamma)
-    store_run(t, offset, count, t.n, dx, dx_stride, writer)
+    store_block(&t.y, offset, t.n, count, t.n, dx, dx_stride, writer)
 
 
 cdef inline void backward_long_row(
@@ -311,7 +312,7 @@ cdef inline void backward_typed(
     real* x_scratch, real* dy_scratch, real* dx_scratch,
 ) noexcept nogil:
     cdef Writer writer
-    open_writer(&writer, t.streams, is_direct(t) or t.y.direct)
+    open_writer(&writer, t.streams, t.y.direct)
     if t.n < NARROW:
         backward_narrow(t, first, last, partial, x_scratch, dx_scratch, &writer)
     else:
@@ -399,7 +400,7 @@ cdef inline void column_gradients(
     for i in range(n):
         dgamma[i], dbeta[i] = 0, 0
         totals[i], totals[n + i] = 0, 0
-    open_writer(&writer, t.streams, is_direct(t) or t.y.direct)
+    open_writer(&writer, t.streams, t.y.direct)
     for index in range(t.rows):
         chunk_gradients(
             t, index, start, n, t.row_sums[index * t.pieces], dgamma, dbeta,

@@ -8,13 +8,14 @@ from fastnorm._kernels.blocks cimport BLOCKS_PER_THREAD, ceil_div, threads_for
 from fastnorm._kernels.memory cimport Writer, flush, open_writer, place, place_stored, streams
 from fastnorm._kernels.moments cimport Moments, chunk_moments, chunk_squares, merge, merge_chunk
 from fastnorm._kernels.moments cimport no_moments
-from fastnorm._kernels.operands cimport Scratch, nth, of_this_thread, release
+from fastnorm._kernels.operands cimport Scratch, load_block, of_this_thread, release
+from fastnorm._kernels.operands cimport nth, result_block, store_block
 from fastnorm._kernels.rows cimport CHUNK, element, own, row_affine, row_scale
 from fastnorm._kernels.rows_narrow cimport forward_narrow
 from fastnorm._kernels.rows_task cimport MAX_GROUP, NARROW, PIECE, RowMap, Task
-from fastnorm._kernels.rows_task cimport finish_statistics, is_cut, is_direct, load_run
-from fastnorm._kernels.rows_task cimport parameters_of, piece_length, reserve_scratch, result_run
-from fastnorm._kernels.rows_task cimport row_map, shifted, store_run
+from fastnorm._kernels.rows_task cimport finish_statistics, is_cut, is_direct
+from fastnorm._kernels.rows_task cimport parameters_of, piece_length, reserve_scratch
+from fastnorm._kernels.rows_task cimport row_map, shifted
 from fastnorm._pool cimport parallel_for
 
 
@@ -44,7 +45,7 @@ cdef inline Moments piece_moments(
     while start < stop:
         length = min(stop - start, <Py_ssize_t> CHUNK)
         offset = index * t.n + start
-        x = load_run(t, &t.x, offset, 1, length, scratch, &stride)
+        x = load_block(&t.x, offset, t.n, 1, length, scratch, &stride)
         merge_chunk(
             &m, x, t.stored, length, t.centred,
             length if is_direct(t) and offset + 2 * length <= t.rows * t.n else 0,
@@ -91,15 +92,15 @@ cdef inline void forward_rows(
         count = min(t.group, last - index)
         offset = index * t.n
         ahead = count * t.n if is_direct(t) and index + 2 * count <= t.rows else 0
-        x = load_run(t, &t.x, offset, count, t.n, x_scratch, &x_stride)
-        y = result_run(t, offset, t.n, y_scratch, &y_stride)
+        x = load_block(&t.x, offset, t.n, count, t.n, x_scratch, &x_stride)
+        y = result_block(&t.y, offset, t.n, t.n, y_scratch, &y_stride)
         group_statistics(t, x, x_stride, index, count, ahead, mean, rstd)
         for k in range(count):
             normalize(
                 t, element(x, t.stored, k * x_stride), <real*> element(y, t.stored, k * y_stride),
                 parameters_of(t, index + k), t.n, row_map(t, mean[k], rstd[k]), writer,
             )
-        store_run(t, offset, count, t.n, y, y_stride, writer)
+        store_block(&t.y, offset, t.n, count, t.n, y, y_stride, writer)
         index += count
 
 
@@ -114,10 +115,10 @@ cdef inline void normalize_long(
     while start < stop:
         length = min(stop - start, <Py_ssize_t> CHUNK)
         offset = index * t.n + start
-        x = load_run(t, &t.x, offset, 1, length, x_scratch, &stride)
-        y = result_run(t, offset, length, y_scratch, &stride)
+        x = load_block(&t.x, offset, t.n, 1, length, x_scratch, &stride)
+        y = result_block(&t.y, offset, t.n, length, y_scratch, &stride)
         normalize(t, x, y, parameters_of(t, index) + start, length, m, writer)
-        store_run(t, offset, 1, length, y, stride, writer)
+        store_block(&t.y, offset, t.n, 1, length, y, stride, writer)
         start += length
 
 
@@ -142,7 +143,7 @@ cdef inline void forward_typed(
     Task* t, Py_ssize_t first, Py_ssize_t last, real* x_scratch, real* y_scratch
 ) noexcept nogil:
     cdef Writer writer
-    open_writer(&writer, t.streams, is_direct(t) or t.y.direct)
+    open_writer(&writer, t.streams, t.y.direct)
     if t.n < NARROW and t.period == 1:
         forward_narrow(t, first, last, x_scratch, y_scratch, &writer)
     elif t.n <= CHUNK:
@@ -183,7 +184,7 @@ cdef inline void normalize_block(void* task, Py_ssize_t block) noexcept nogil:
     cdef RowMap m = t.maps[index]
     cdef Scratch scratch = of_this_thread(t.scratch)
     cdef Writer writer
-    open_writer(&writer, t.streams, is_direct(t) or t.y.direct)
+    open_writer(&writer, t.streams, t.y.direct)
     if t.dtype == FLOAT32:
         normalize_long(
             t, index, start, length, m,

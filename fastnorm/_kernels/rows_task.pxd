@@ -6,11 +6,10 @@ from libc.stdlib cimport calloc
 
 from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport ceil_div, rows_per_block
-from fastnorm._kernels.memory cimport LINE, Writer, at_line
+from fastnorm._kernels.memory cimport LINE, at_line
 from fastnorm._kernels.moments cimport Extent, Moments, is_usable, rescue
-from fastnorm._kernels.operands cimport BLOCK, WIDE_BLOCK, Operand, Scratch, load_block, reserve
-from fastnorm._kernels.operands cimport result_block, store_block
-from fastnorm._kernels.rows cimport CHUNK, element
+from fastnorm._kernels.operands cimport BLOCK, WIDE_BLOCK, Operand, Scratch, reserve
+from fastnorm._kernels.rows cimport CHUNK
 from fastnorm._kernels.vectors cimport Vector, load, store
 
 cdef enum:
@@ -53,7 +52,7 @@ cdef struct Task:
     Operand x                   # (M, N)
     Operand dy                  # (M, N)
     Operand y                   # (M, N), y or dx
-    Dtype stored                # what their elements are, where weight norm takes them as they are
+    Dtype stored                # what the elements of their blocks are
     Scratch scratch             # for blocks of these
     Py_ssize_t period           # rows with parameters of their own, which the next rows share
     const void* gamma           # (period, N) or NULL
@@ -83,35 +82,7 @@ cdef inline void set_view(
 
 
 cdef inline bint is_direct(Task* t) noexcept nogil:
-    return t.stored != t.dtype or (t.x.direct and t.y.direct and t.dy.direct)
-
-
-cdef inline const real* load_run(
-    Task* t, const Operand* o, Py_ssize_t index, Py_ssize_t rows, Py_ssize_t n, real* scratch,
-    Py_ssize_t* stride,
-) noexcept nogil:
-    """n elements of each of some rows, from `index` on. Primitives take them as `stored`."""
-    if t.stored != t.dtype:
-        stride[0] = t.n
-        return element(<const real*> o.data, t.stored, index)
-    return load_block(o, index, t.n, rows, n, scratch, stride)
-
-
-cdef inline real* result_run(
-    Task* t, Py_ssize_t index, Py_ssize_t n, real* scratch, Py_ssize_t* stride
-) noexcept nogil:
-    if t.stored != t.dtype:
-        stride[0] = t.n
-        return <real*> element(<const real*> t.y.data, t.stored, index)
-    return result_block(&t.y, index, t.n, n, scratch, stride)
-
-
-cdef inline void store_run(
-    Task* t, Py_ssize_t index, Py_ssize_t rows, Py_ssize_t n, const real* y, Py_ssize_t stride,
-    Writer* writer,
-) noexcept nogil:
-    if t.stored == t.dtype:
-        store_block(&t.y, index, t.n, rows, n, y, stride, writer)
+    return t.x.direct and t.y.direct and t.dy.direct
 
 
 cdef inline bint any_turned(Task* t) noexcept nogil:

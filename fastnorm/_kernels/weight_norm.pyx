@@ -15,15 +15,14 @@ from libc.math cimport sqrt
 
 cimport numpy as cnp
 
-from fastnorm._kernels.arrays cimport FLOAT32
 from fastnorm._kernels.channels_task cimport CENTRE, FEW, GRADIENT, GRADIENT_SUMS, INVERSE
 from fastnorm._kernels.channels_task cimport SCALE, SCALE_SHIFT, SHIFT, SLOPE, SQUARES, Channels
 from fastnorm._kernels.channels_task cimport Operands, plan, rescue_channel, set_all
 from fastnorm._kernels.channels_task cimport set_coefficients, set_operands, use_operands
 from fastnorm._kernels.engine cimport backward_rows, forward_rows, run_channels
 from fastnorm._kernels.moments cimport is_usable
-from fastnorm._kernels.operands cimport are_stored_alike, set_operand, working_dtype
-from fastnorm._kernels.rows_task cimport NARROW, Task, inverse_or_zero, set_group, set_view
+from fastnorm._kernels.operands cimport set_operand, take_as_stored, working_dtype
+from fastnorm._kernels.rows_task cimport NARROW, Task, inverse_or_zero, is_direct, set_group, set_view
 from fastnorm._kernels.vectors cimport Vector, load, store, vector_of
 
 cnp.import_array()
@@ -115,8 +114,9 @@ cdef int run_rows(
     set_operand(&t.dy, dy, t.dtype)
     set_operand(&t.y, result, t.dtype)
     t.by_length, t.eps = True, 0
-    if t.n >= NARROW and t.dtype == FLOAT32 and are_stored_alike(&t.x, &t.dy, &t.y):
-        t.stored = t.x.dtype
+    if t.n >= NARROW:
+        take_as_stored(&t.x, &t.dy, &t.y, t.dtype)
+    t.stored = t.x.dtype if is_direct(t) else t.dtype
     set_group(t)
     t.gamma = t.beta = t.mean = t.rstd = NULL
     t.g, t.norm = vector_of(g), vector_of(norm)
@@ -151,7 +151,7 @@ def forward(
     plan(&task.channels, SQUARES, working_dtype(v), n, c, s)
     task.channels.map, task.channels.linear = SCALE_SHIFT, True
     task.channels.prepare, task.channels.finish = NULL, finish_forward
-    set_operands(&task.operands, v, None, w, task.channels.dtype)
+    set_operands(&task.operands, v, None, w, task.channels.dtype, task.channels.planes)
     task.g, task.norm = vector_of(g), vector_of(norm)
     run_weight_norm(&task, "weight_norm", num_threads)
 
@@ -177,6 +177,6 @@ def backward(
     plan(&task.channels, GRADIENT_SUMS, working_dtype(v), n, c, s)
     task.channels.map, task.channels.linear = GRADIENT, True
     task.channels.prepare, task.channels.finish = prepare_backward, finish_backward
-    set_operands(&task.operands, v, dy, dv, task.channels.dtype)
+    set_operands(&task.operands, v, dy, dv, task.channels.dtype, task.channels.planes)
     task.g, task.norm, task.dg = vector_of(g), vector_of(norm), vector_of(dg)
     run_weight_norm(&task, "weight_norm_backward", num_threads)
