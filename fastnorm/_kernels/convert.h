@@ -115,18 +115,14 @@ FASTNORM_READ(float, float, float, )
 FASTNORM_READ(float, float, double, )
 FASTNORM_READ(double, double, float, (float))
 FASTNORM_READ(double, double, double, )
-FASTNORM_READ(portable_bfloat, fastnorm_bfloat, float, fastnorm_from_bfloat)
 FASTNORM_READ(bfloat, fastnorm_bfloat, double, fastnorm_from_bfloat)
-FASTNORM_READ(portable_half, fastnorm_half, float, fastnorm_from_half)
 FASTNORM_READ(half, fastnorm_half, double, fastnorm_from_half)
 
 FASTNORM_WRITE(float, float, float, )
 FASTNORM_WRITE(float, float, double, (float))
 FASTNORM_WRITE(double, double, float, )
 FASTNORM_WRITE(double, double, double, )
-FASTNORM_WRITE(portable_bfloat, fastnorm_bfloat, float, fastnorm_to_bfloat)
 FASTNORM_WRITE(bfloat, fastnorm_bfloat, double, fastnorm_double_to_bfloat)
-FASTNORM_WRITE(portable_half, fastnorm_half, float, fastnorm_to_half)
 FASTNORM_WRITE(half, fastnorm_half, double, fastnorm_double_to_half)
 
 /* Compilers do not turn the functions for float16 into the instructions that do the same, and make heavy weather of
@@ -266,6 +262,7 @@ static inline void fastnorm_write_bfloats(const float *from, void *to, fastnorm_
         enum { SIZE = 2, IN_LINE = FASTNORM_LINE / SIZE };                                                           \
         const char *p = (const char *)from;                                                                          \
         ptrdiff_t i = 0, j;                                                                                          \
+        fastnorm_##name stored;                                                                                      \
         if (stride == SIZE) {                                                                                        \
             for (; i <= n - IN_LINE; i += IN_LINE) {                                                                 \
                 FASTNORM_PREFETCH(p + i * SIZE + ahead, 3);                                                          \
@@ -274,7 +271,7 @@ static inline void fastnorm_write_bfloats(const float *from, void *to, fastnorm_
             for (; i <= n - FASTNORM_WIDE; i += FASTNORM_WIDE) vector(p + i * SIZE, to + i);                         \
             if (i < n && n >= FASTNORM_WIDE) i = n, vector(p + (n - FASTNORM_WIDE) * SIZE, to + n - FASTNORM_WIDE);   \
         }                                                                                                            \
-        fastnorm_read_portable_##name##_float(p + i * stride, stride, n - i, 0, to + i);                                 \
+        for (; i < n; ++i) memcpy(&stored, p + i * stride, SIZE), to[i] = fastnorm_from_##name(stored);              \
     }
 
 FASTNORM_READ_WIDE(half, fastnorm_read_halves)
@@ -284,13 +281,14 @@ static inline void fastnorm_write_half_float(const float *restrict from, ptrdiff
 {
     char *p = (char *)to;
     ptrdiff_t i = 0;
-    if (stride == sizeof(fastnorm_half)) {
+    fastnorm_half stored;
+    if (stride == sizeof stored) {
         FASTNORM_UNROLL_FOUR
         for (; i <= n - FASTNORM_WIDE; i += FASTNORM_WIDE) fastnorm_write_halves(from + i, p + 2 * i);
         if (i < n && n >= FASTNORM_WIDE)
             i = n, fastnorm_write_halves(from + n - FASTNORM_WIDE, p + 2 * (n - FASTNORM_WIDE));
     }
-    fastnorm_write_portable_half_float(from + i, n - i, p + i * stride, stride);
+    for (; i < n; ++i) stored = fastnorm_to_half(from[i]), memcpy(p + i * stride, &stored, sizeof stored);
 }
 
 static inline void fastnorm_write_bfloat_float(const float *restrict from, ptrdiff_t n, void *to, ptrdiff_t stride)
@@ -298,14 +296,15 @@ static inline void fastnorm_write_bfloat_float(const float *restrict from, ptrdi
     enum { STEP = 2 * FASTNORM_WIDE };
     char *p = (char *)to;
     ptrdiff_t i = 0;
+    fastnorm_bfloat stored;
     fastnorm_nans seen = {0};
-    if (stride == sizeof(fastnorm_bfloat)) {
+    if (stride == sizeof stored) {
         FASTNORM_UNROLL_FOUR
         for (; i <= n - STEP; i += STEP) fastnorm_write_bfloats(from + i, p + 2 * i, &seen);
         if (i < n && n >= STEP) i = n, fastnorm_write_bfloats(from + n - STEP, p + 2 * (n - STEP), &seen);
     }
     if (fastnorm_any(seen)) i = 0; /* all again */
-    fastnorm_write_portable_bfloat_float(from + i, n - i, p + i * stride, stride);
+    for (; i < n; ++i) stored = fastnorm_to_bfloat(from[i]), memcpy(p + i * stride, &stored, sizeof stored);
 }
 #else
 FASTNORM_READ(half, fastnorm_half, float, fastnorm_from_half)

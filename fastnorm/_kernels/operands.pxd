@@ -49,8 +49,9 @@ cdef struct Operand:
     char* data
     Dtype dtype
     bint contiguous             # and aligned
-    bint direct                 # blocks are pointers into it: the type is that which is computed
-                                # in, or one that the kernel takes as it is (`take_as_stored`)
+    # Blocks are pointers into it: the type is that which is computed in, or one that the kernel
+    # takes as it is (`take_as_stored`).
+    bint direct
     bint turned                 # the elements of a row are further apart than those of a column
     int axes
     Py_ssize_t size[MAX_AXES]   # without axes of one element, and adjacent ones as one where they

@@ -118,7 +118,9 @@ cdef inline void add_centred_sums(
     """lanes += x - centre;  squares += (x - centre)²"""
     if real is float:
         if is_sixteen(stored):
-            sixteen.add_centred(stored == FLOAT16, <const uint16_t*> x, n, centre, ahead, lanes, squares)
+            sixteen.add_centred(
+                stored == FLOAT16, <const uint16_t*> x, n, centre, ahead, lanes, squares
+            )
         else:
             add_centred_float(x, n, centre, ahead, lanes, squares)
     else:
@@ -132,7 +134,9 @@ cdef inline void row_centred_sums(
     """Σ(x - centre) and Σ(x - centre)²"""
     if real is float:
         if is_sixteen(stored):
-            sixteen.centred_sums(stored == FLOAT16, <const uint16_t*> x, n, centre, ahead, total, squares)
+            sixteen.centred_sums(
+                stored == FLOAT16, <const uint16_t*> x, n, centre, ahead, total, squares
+            )
         else:
             centred_sums_float(x, n, centre, ahead, total, squares)
     else:

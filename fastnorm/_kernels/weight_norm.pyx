@@ -22,7 +22,8 @@ from fastnorm._kernels.channels_task cimport set_coefficients, set_operands, use
 from fastnorm._kernels.engine cimport backward_rows, forward_rows, run_channels
 from fastnorm._kernels.moments cimport is_usable
 from fastnorm._kernels.operands cimport set_operand, take_as_stored, working_dtype
-from fastnorm._kernels.rows_task cimport NARROW, Task, inverse_or_zero, is_direct, set_group, set_view
+from fastnorm._kernels.rows_task cimport NARROW, Task, inverse_or_zero, is_direct, set_group
+from fastnorm._kernels.rows_task cimport set_view
 from fastnorm._kernels.vectors cimport Vector, load, store, vector_of
 
 cnp.import_array()
