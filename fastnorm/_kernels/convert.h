@@ -81,7 +81,7 @@ static inline fastnorm_bfloat fastnorm_double_to_bfloat(double x) { return fastn
 /* n elements, `stride` bytes apart in an array, beside each other in a kernel. Where they are so in the array too, those
    `ahead` bytes further on are asked for in passing: they come while these are computed. */
 #define FASTNORM_READ(name, stored, real, decode)                                                                    \
-    static inline void fastnorm_read_##name##_##real(                                                                \
+    FASTNORM_ONCE void fastnorm_read_##name##_##real(                                                                \
         const void *from, ptrdiff_t stride, ptrdiff_t n, ptrdiff_t ahead, real *restrict to)                         \
     {                                                                                                                \
         enum { SIZE = sizeof(stored), SOME = 256 };                                                                  \
@@ -99,7 +99,7 @@ static inline fastnorm_bfloat fastnorm_double_to_bfloat(double x) { return fastn
     }
 
 #define FASTNORM_WRITE(name, stored, real, encode)                                                                   \
-    static inline void fastnorm_write_##name##_##real(                                                               \
+    FASTNORM_ONCE void fastnorm_write_##name##_##real(                                                               \
         const real *restrict from, ptrdiff_t n, void *to, ptrdiff_t stride)                                          \
     {                                                                                                                \
         char *p = (char *)to;                                                                                        \
@@ -256,7 +256,7 @@ static inline void fastnorm_write_bfloats(const float *from, void *to, fastnorm_
 
 #if FASTNORM_IS_WIDE
 #define FASTNORM_READ_WIDE(name, vector)                                                                             \
-    static inline void fastnorm_read_##name##_float(                                                                 \
+    FASTNORM_ONCE void fastnorm_read_##name##_float(                                                                 \
         const void *from, ptrdiff_t stride, ptrdiff_t n, ptrdiff_t ahead, float *restrict to)                        \
     {                                                                                                                \
         enum { SIZE = 2, IN_LINE = FASTNORM_LINE / SIZE };                                                           \
@@ -277,7 +277,7 @@ static inline void fastnorm_write_bfloats(const float *from, void *to, fastnorm_
 FASTNORM_READ_WIDE(half, fastnorm_read_halves)
 FASTNORM_READ_WIDE(bfloat, fastnorm_read_bfloats)
 
-static inline void fastnorm_write_half_float(const float *restrict from, ptrdiff_t n, void *to, ptrdiff_t stride)
+FASTNORM_ONCE void fastnorm_write_half_float(const float *restrict from, ptrdiff_t n, void *to, ptrdiff_t stride)
 {
     char *p = (char *)to;
     ptrdiff_t i = 0;
@@ -291,7 +291,7 @@ static inline void fastnorm_write_half_float(const float *restrict from, ptrdiff
     for (; i < n; ++i) stored = fastnorm_to_half(from[i]), memcpy(p + i * stride, &stored, sizeof stored);
 }
 
-static inline void fastnorm_write_bfloat_float(const float *restrict from, ptrdiff_t n, void *to, ptrdiff_t stride)
+FASTNORM_ONCE void fastnorm_write_bfloat_float(const float *restrict from, ptrdiff_t n, void *to, ptrdiff_t stride)
 {
     enum { STEP = 2 * FASTNORM_WIDE };
     char *p = (char *)to;

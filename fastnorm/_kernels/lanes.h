@@ -34,12 +34,10 @@ enum {
     real __attribute__((vector_size(num_bytes), aligned(sizeof(real)), may_alias))
 #define FASTNORM_UNROLL _Pragma("GCC unroll 32")
 #define FASTNORM_INLINE static inline __attribute__((always_inline))
-#define FASTNORM_ONCE static __attribute__((noinline, unused)) /* large, and called from several places */
 #else /* vectors of one element, which the compiler may put together */
 #define FASTNORM_VECTOR_OF(real, num_bytes) real
 #define FASTNORM_UNROLL
 #define FASTNORM_INLINE static inline
-#define FASTNORM_ONCE static inline
 #endif
 
 #define real float

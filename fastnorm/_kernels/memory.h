@@ -17,8 +17,10 @@
 
 #if defined(__GNUC__) || defined(__clang__)
 #define FASTNORM_PREFETCH(p, level) __builtin_prefetch(p, 0, level)
+#define FASTNORM_ONCE static __attribute__((noinline, unused)) /* large, and called from several places */
 #else
 #define FASTNORM_PREFETCH(p, level) ((void)(p))
+#define FASTNORM_ONCE static inline
 #endif
 
 /* What is wanted next. */
