@@ -184,7 +184,7 @@ cdef inline void plan(
     Channels* t, Reduction reduction, Dtype dtype, Py_ssize_t n, Py_ssize_t c, Py_ssize_t s
 ) noexcept nogil:
     t.reduction, t.dtype, t.centred = reduction, dtype, True
-    t.n, t.c, t.s = n, c, s
+    t.n, t.c, t.s, t.plane_step = n, c, s, c * s
     t.batch, t.sample, t.group = 1, 0, 1
     t.conclude, t.mapped = NULL, NULL
     if s < MIN_PLANE and (n > 1 or s == 1):  # a channel's only plane is a row, however short
@@ -210,7 +210,7 @@ cdef inline void plan_groups(
 ) noexcept nogil:
     cdef Py_ssize_t itemsize = itemsize_of(dtype)
     t.reduction, t.dtype, t.centred = reduction, dtype, True
-    t.n, t.c, t.s = n, c, s
+    t.n, t.c, t.s, t.plane_step = n, c, s, c * s
     t.batch, t.sample, t.group = batch, 0, group
     t.conclude, t.mapped = NULL, NULL
     if s < (MIN_RUN if n == 1 else MIN_PLANE):
@@ -306,7 +306,6 @@ cdef inline void set_operands(
 cdef inline void use_operands(Channels* t, const Operands* o) noexcept nogil:
     """What is mapped is the gradient, where there is one."""
     t.base = t.origin = 0
-    t.plane_step = t.c * t.s
     t.x, t.y = &o.x, &o.y
     t.dy = NULL if o.dy.data == NULL else &o.dy
     t.source = t.x if t.dy == NULL else t.dy
