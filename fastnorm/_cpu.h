@@ -2,6 +2,8 @@
 #ifndef FASTNORM_CPU_H
 #define FASTNORM_CPU_H
 
+#include <string.h>
+
 #if defined(_WIN32) && (defined(__x86_64__) || defined(_M_X64))
 #include <intrin.h>
 #include <windows.h>
@@ -42,6 +44,28 @@ static int fastnorm_cpu_has_avx512(void)
 #else
     return 0;
 #endif
+}
+
+static int fastnorm_cpu_is_intel(void)
+{
+#if defined(_WIN32) && (defined(__x86_64__) || defined(_M_X64))
+    int zero[4];
+    __cpuid(zero, 0);
+    return memcmp(zero + 1, "Genu", 4) == 0 && memcmp(zero + 3, "ineI", 4) == 0 && memcmp(zero + 2, "ntel", 4) == 0;
+#elif (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
+    __builtin_cpu_init();
+    return __builtin_cpu_is("intel");
+#else
+    return 0;
+#endif
+}
+
+/* Whether a few cores write past the cache at least as fast as through it. Those of Intel's servers, which with few
+   exceptions are Intel's CPUs with AVX-512, do not: a copy of 32 MB took a Cascade Lake's core 1.05 times as long, one of
+   8 MB 1.3 times. */
+static int fastnorm_cpu_streams_well(void)
+{
+    return !(fastnorm_cpu_is_intel() && fastnorm_cpu_has_avx512());
 }
 
 #endif

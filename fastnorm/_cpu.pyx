@@ -6,6 +6,7 @@ from pathlib import Path
 cdef extern from "_cpu.h":
     bint fastnorm_cpu_has_avx2()
     bint fastnorm_cpu_has_avx512()
+    bint fastnorm_cpu_streams_well()
 
 
 def has_avx2():
@@ -40,13 +41,29 @@ cdef Py_ssize_t last_cache_bytes() noexcept nogil:
     return _last_cache
 
 
+cdef bint _streams_well = fastnorm_cpu_streams_well()
+
+
+cdef bint streams_well() noexcept nogil:
+    """Whether a few cores write past the cache as fast as through it."""
+    return _streams_well
+
+
 def last_cache():
     return _last_cache
 
 
 def assume_last_cache(num_bytes):
-    """Plan as if the last cache had this size; returns what it was. With 0, every call streams."""
+    """Plan as if the last cache had this size; returns what it was."""
     global _last_cache
     before = _last_cache
     _last_cache = num_bytes
+    return before
+
+
+def assume_streams_well(well):
+    """Plan as if the CPU did, or not; returns what it was. With no cache, every call then streams."""
+    global _streams_well
+    before = _streams_well
+    _streams_well = well
     return before

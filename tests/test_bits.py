@@ -89,19 +89,21 @@ def test_python_threads_at_once(operation, pass_):
             assert_same(future.result(timeout=60), expected)
 
 
-# ---- streaming -----------------------------------------------------------------------------------
+# ---- large calls ---------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def streaming():
-    """Every call writes past the cache and asks for memory ahead, as calls that outgrow it do."""
-    before = _cpu.assume_last_cache(0)
+@pytest.fixture(params=[True, False], ids=["past the cache", "through the cache"])
+def large(request):
+    """Every call writes, and asks for memory ahead, as calls that outgrow the cache do."""
+    last_cache = _cpu.assume_last_cache(0)
+    streams_well = _cpu.assume_streams_well(request.param)
     yield
-    _cpu.assume_last_cache(before)
+    _cpu.assume_last_cache(last_cache)
+    _cpu.assume_streams_well(streams_well)
 
 
 @pytest.fixture(params=LARGE, ids=[f"{operation.name}-{case.label}" for operation, case in LARGE])
-def streamed(request, dtype, pass_):
+def in_cache(request, dtype, pass_):
     """A pass, its arrays, and its results from the cache."""
     operation, case = request.param
     arrays = operation.draw(case, dtype)
@@ -113,9 +115,9 @@ def streamed(request, dtype, pass_):
     [(DTYPES[0], offset) for offset in (0, 1, 4, 13)] + [(DTYPES[1], 3), (DTYPES[-1], 3)],
     ids=str,
 )
-def test_streaming(streamed, streaming, offset):
+def test_large_calls(in_cache, large, offset):
     """`offset`: elements by which out is off the begin of a line of the cache, or of a vector."""
-    operation, pass_, case, arrays, expected = streamed
+    operation, pass_, case, arrays, expected = in_cache
     blank = operation.blank(pass_, arrays)
     line = np.full(blank.size + 64, np.nan, blank.dtype)
     start = -line.ctypes.data % 64 // blank.itemsize + offset

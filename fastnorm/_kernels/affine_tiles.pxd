@@ -341,7 +341,7 @@ cdef inline void compute_block(Product* t, Py_ssize_t block, real* scratch) noex
     if t.c.stride == 0:
         c = result_block(&t.c.memory, index, t.n, width, b_panel + b_size(t), &stride)
         totals = <double*> (b_panel + b_size(t) + panel_size(&t.c, t.tile_m, t.width))
-        open_writer(&writer, False, False)
+        open_writer(&writer, False, False, False)
     while start < stop:
         add_chunk(
             t, row, m, column, width, start, chunk > 0, c, stride, scratch, b_panel
@@ -374,7 +374,7 @@ cdef inline void add_strip(Product* t, Py_ssize_t row, const real* sums) noexcep
     cdef Py_ssize_t m = min(t.strip, t.m - row), i, column, width, r, j
     cdef const real* c
     cdef Writer writer
-    open_writer(&writer, False, False)
+    open_writer(&writer, False, False, False)
     for i in range(row, row + m):
         column = 0
         while column < t.n:

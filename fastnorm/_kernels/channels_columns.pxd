@@ -52,7 +52,7 @@ cdef inline void add_block(
     const real* centre, real* sums, real* others, real* x_scratch, real* dy_scratch,
 ) noexcept nogil:
     """What the reduction adds up of n columns in some rows; sums alone where there is no centre."""
-    cdef bint asks = t.direct and t.streams and not t.whole_tiles and n == t.width
+    cdef bint asks = t.direct and t.large and not t.whole_tiles and n == t.width
     cdef Py_ssize_t ahead = EIGHT * t.width if asks else 0
     cdef Py_ssize_t next_rows = rows * t.width * itemsize_of(t.x.dtype)
     cdef Py_ssize_t x_stride, dy_stride
@@ -236,12 +236,12 @@ cdef inline void map_rows(
 cdef inline void map_columns(
     Channels* t, Block b, real* x_scratch, real* source_scratch, real* y_scratch
 ) noexcept nogil:
-    """Streaming goes through memory in its order; in cache the coefficients, of which there are as
+    """A large call goes through memory in its order; in cache the coefficients, of which there are as
     many as elements in a row, are what costs time."""
     cdef Py_ssize_t row, rows, column = b.first_column, n
-    cdef bint in_order = t.streams and t.direct
+    cdef bint in_order = t.large and t.direct
     cdef Writer writer
-    open_writer(&writer, t.streams, t.y.direct)
+    open_writer(&writer, t.large, t.streams, t.y.direct)
     if in_order:
         for row in range(b.first_unit, b.last_unit):
             map_rows(

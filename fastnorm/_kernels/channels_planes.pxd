@@ -203,7 +203,7 @@ cdef inline void map_planes(
     cdef Py_ssize_t sample = b.first_unit // t.pieces, next_plane, start, stop, channel, some, n
     cdef bint asks = t.direct and t.whole_tiles and not t.streams
     cdef Writer writer
-    open_writer(&writer, t.streams, t.y.direct)
+    open_writer(&writer, t.large, t.streams, t.y.direct)
     while sample * t.pieces < b.last_unit:
         start = max(b.first_unit - sample * t.pieces, <Py_ssize_t> 0) * PIECE
         stop = min((b.last_unit - sample * t.pieces) * PIECE, t.s)

@@ -100,7 +100,7 @@ cdef struct Channels:
     Grid grid                   # of the reduction
     Grid map_grid
     bint whole_tiles            # a block takes all ranges of its tile
-    bint streams                # see memory.pxd
+    bint large, streams         # see memory.pxd
     Py_ssize_t ahead            # elements: how far the map asks for memory in advance
 
     double* first               # (ranges, width)

@@ -1,13 +1,15 @@
 """How bytes travel. Nothing here changes a result.
 
-What a call writes beyond the size of the last cache will not be found there, yet an ordinary store
-reads the line that it writes to. Such calls stream: they compute into a sink, which stays in L1,
-and write whole lines from there past the cache.
+A call that moves more than the last cache holds is large: it goes through memory in its order, and
+asks for what comes next. What it writes will not be found in the cache, yet an ordinary store reads
+the line that it writes to. Where the CPU does that well, such calls stream: they compute into a
+sink, which stays in L1, and write whole lines from there past the cache. Elsewhere they ask for the
+lines that they are going to write.
 """
 
 from libc.stdint cimport uintptr_t
 
-from fastnorm._cpu cimport last_cache_bytes
+from fastnorm._cpu cimport last_cache_bytes, streams_well
 from fastnorm._kernels.arrays cimport real
 
 cdef extern from "memory.h" nogil:
@@ -26,27 +28,40 @@ cdef extern from "memory.h" nogil:
 cdef enum:
     RUN_BYTES = 2048                # of one run of a result in the sink
     DISTANCE = 512                  # bytes
+    ASKED_BYTES = 1024              # of a result at a time,
+    ASKED_AHEAD = 2048              # and how much further on
+    A_FEW = 8                       # threads that leave some of a server's bandwidth
 
 
-cdef inline bint streams(Py_ssize_t num_bytes, bint early) noexcept nogil:
-    """Whether a call that reads and writes so many bytes in all should write past the cache, of
-    which a virtual machine has less than it says. Early: one core alone has the use of less yet."""
+cdef inline bint is_large(Py_ssize_t num_bytes, bint early) noexcept nogil:
+    """Whether a call that reads and writes so many bytes in all finds them no longer in the cache,
+    of which a virtual machine has less than it says. Early: one core alone has the use of less
+    yet."""
     cdef Py_ssize_t eighth = last_cache_bytes() // 8
-    return CAN_STREAM and num_bytes >= (3 if early else 4) * eighth
+    return num_bytes >= (3 if early else 4) * eighth
+
+
+cdef inline bint streams(bint large, int team) noexcept nogil:
+    """Whether a call with so many threads should write past the cache. Those that have all of
+    memory's bandwidth in use always should: nothing is read that is only written."""
+    return CAN_STREAM and large and (streams_well() or team > A_FEW)
 
 
 cdef struct Writer:
     Sink sink
     bint streams
+    bint asks                   # for lines ahead that an ordinary store will read
     bint direct                 # results are computed where they belong, or in the sink
     char* begin                 # where the content of the sink belongs
     char* content               # and where that is now
     Py_ssize_t held             # bytes of it
 
 
-cdef inline void open_writer(Writer* w, bint streams, bint direct) noexcept nogil:
+cdef inline void open_writer(Writer* w, bint large, bint streams, bint direct) noexcept nogil:
     """Not direct: results are computed elsewhere, and come here as bytes."""
     w.streams, w.direct, w.begin, w.held = streams, direct, NULL, 0
+    # Other CPUs than x86-64 see by themselves that whole lines are written, and do not read them.
+    w.asks = CAN_STREAM and large and not streams
     w.content = w.sink.bytes
 
 
@@ -72,6 +87,9 @@ cdef inline char* place_bytes(
     The writer must be flushed after the last."""
     cdef Py_ssize_t end
     cdef char* target
+    if w.asks:
+        n[0] = min(n[0], ASKED_BYTES // size)
+        prefetch_far(p + ASKED_AHEAD, n[0] * size)
     if not w.streams:
         return p
     end = line_offset(w.begin) + w.held

@@ -11,7 +11,7 @@ from libc.stdlib cimport calloc, free, malloc
 from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
 from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div, threads_for
 from fastnorm._kernels.memory cimport Writer, fits_rows, flush, open_writer, place, place_rows
-from fastnorm._kernels.memory cimport place_stored, streams
+from fastnorm._kernels.memory cimport is_large, place_stored, streams
 from fastnorm._kernels.operands cimport Scratch, load_block, of_this_thread, release
 from fastnorm._kernels.operands cimport nth, result_block, store_block
 from fastnorm._kernels.rows cimport CHUNK, element, row_gradient_sums, row_slope
@@ -29,11 +29,13 @@ cdef extern from "lanes.h" nogil:
     void row_gradients_float "fastnorm_row_gradients_float"(
         Py_ssize_t rows, bint centred, const float* dy, Py_ssize_t dy_step, const float* x,
         Py_ssize_t x_step, const float* gamma, float* dx, Py_ssize_t dx_step, float* dgamma,
-        float* dbeta, Py_ssize_t n, const float* numbers, Py_ssize_t ahead)
+        float* dbeta, Py_ssize_t n, const float* numbers, Py_ssize_t ahead,
+        Py_ssize_t dx_ahead)
     void row_gradients_double "fastnorm_row_gradients_double"(
         Py_ssize_t rows, bint centred, const double* dy, Py_ssize_t dy_step, const double* x,
         Py_ssize_t x_step, const double* gamma, double* dx, Py_ssize_t dx_step, double* dgamma,
-        double* dbeta, Py_ssize_t n, const double* numbers, Py_ssize_t ahead)
+        double* dbeta, Py_ssize_t n, const double* numbers, Py_ssize_t ahead,
+        Py_ssize_t dx_ahead)
 
 
 cdef inline RowSums chunk_row_sums(
@@ -100,19 +102,19 @@ cdef inline void row_numbers(
 cdef inline void row_gradients(
     Py_ssize_t rows, bint centred, const real* dy, Py_ssize_t dy_step, const real* x,
     Py_ssize_t x_step, const real* gamma, real* dx, Py_ssize_t dx_step, real* dgamma, real* dbeta,
-    Py_ssize_t n, const real* numbers, Py_ssize_t ahead,
+    Py_ssize_t n, const real* numbers, Py_ssize_t ahead, Py_ssize_t dx_ahead,
 ) noexcept nogil:
     """dx = scale·(h - Σh/N - x̂·Σ(h·x̂)/N);  dgamma += dy·x̂;  dbeta += dy, for 1, 2 or 4 rows.
-    x is asked for `ahead` elements further on."""
+    x is asked for `ahead` elements further on, and dx likewise."""
     if real is float:
         row_gradients_float(
             rows, centred, dy, dy_step, x, x_step, gamma, dx, dx_step, dgamma, dbeta, n, numbers,
-            ahead,
+            ahead, dx_ahead,
         )
     else:
         row_gradients_double(
             rows, centred, dy, dy_step, x, x_step, gamma, dx, dx_step, dgamma, dbeta, n, numbers,
-            ahead,
+            ahead, dx_ahead,
         )
 
 
@@ -154,7 +156,7 @@ cdef inline void gradients(
         target = place(writer, dx + i, &length)
         row_gradients(
             1, t.centred, dy + i, 0, x + i, 0, shifted(<const real*> t.gamma, start + i), target,
-            0, further(dgamma, i), further(dbeta, i), length, numbers, ahead,
+            0, further(dgamma, i), further(dbeta, i), length, numbers, ahead, <Py_ssize_t> 0,
         )
         i += length
 
@@ -205,6 +207,7 @@ cdef inline void group_gradients(
     row_gradients(
         rows, t.centred, dy, dy_step, x, x_step, <const real*> t.gamma,
         place_rows(writer, dx, rows, t.n), dx_step, dgamma, dbeta, t.n, numbers, ahead,
+        rows * t.n if writer.asks and writer.direct else 0,
     )
 
 
@@ -244,7 +247,7 @@ cdef inline void backward_group(
     cdef const real* x = load_block(&t.x, offset, t.n, count, t.n, x_scratch, &x_stride)
     cdef const real* dy = load_block(&t.dy, offset, t.n, count, t.n, dy_scratch, &dy_stride)
     cdef real* dx = result_block(&t.y, offset, t.n, t.n, dx_scratch, &dx_stride)
-    if t.streams and is_direct(t) and index + 2 * count <= t.rows:
+    if t.large and is_direct(t) and index + 2 * count <= t.rows:
         ahead = count * t.n
     for k in range(count):
         maps[k] = kept_map(t, index + k)
@@ -312,7 +315,7 @@ cdef inline void backward_typed(
     real* x_scratch, real* dy_scratch, real* dx_scratch,
 ) noexcept nogil:
     cdef Writer writer
-    open_writer(&writer, t.streams, t.y.direct)
+    open_writer(&writer, t.large, t.streams, t.y.direct)
     if t.n < NARROW:
         backward_narrow(t, first, last, partial, x_scratch, dx_scratch, &writer)
     else:
@@ -400,7 +403,7 @@ cdef inline void column_gradients(
     for i in range(n):
         dgamma[i], dbeta[i] = 0, 0
         totals[i], totals[n + i] = 0, 0
-    open_writer(&writer, t.streams, t.y.direct)
+    open_writer(&writer, t.large, t.streams, t.y.direct)
     for index in range(t.rows):
         chunk_gradients(
             t, index, start, n, t.row_sums[index * t.pieces], dgamma, dbeta,
@@ -452,7 +455,8 @@ cdef inline bint run_backward(Task* t, int num_threads) noexcept nogil:
     """False: no memory, and nothing was written."""
     cdef Py_ssize_t num_bytes = t.rows * t.n * itemsize_of(t.x.dtype)
     cdef int team = threads_for(num_bytes, num_threads)
-    t.streams = streams(3 * num_bytes, team == 1)
+    t.large = is_large(3 * num_bytes, team == 1)
+    t.streams = streams(t.large, team)
     cdef bint has_memory = reserve_scratch(t, team)
     if has_memory:
         has_memory = backward_pieces(t, team) if is_cut(t) else backward_whole_rows(t, team)

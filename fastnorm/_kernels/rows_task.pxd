@@ -48,7 +48,7 @@ cdef struct Task:
     Py_ssize_t rows_per_block
     Py_ssize_t group            # rows that go through the passes together
     Py_ssize_t pieces           # of a row
-    bint streams                # see memory.pxd
+    bint large, streams         # see memory.pxd
     Operand x                   # (M, N)
     Operand dy                  # (M, N)
     Operand y                   # (M, N), y or dx

@@ -198,7 +198,7 @@ FASTNORM_INLINE void FASTNORM_NAME(tile_products)(
 FASTNORM_INLINE void FASTNORM_NAME(gradients_of)(
     const ptrdiff_t rows, const int centred, const real *dy, ptrdiff_t dy_step, const real *x, ptrdiff_t x_step,
     const real *gamma, real *dx, ptrdiff_t dx_step, real *dgamma, real *dbeta, ptrdiff_t n, const real *numbers,
-    ptrdiff_t ahead)
+    ptrdiff_t ahead, ptrdiff_t dx_ahead)
 {
     const ptrdiff_t whole = n - n % WIDTH;
     ptrdiff_t i = 0, k;
@@ -206,6 +206,8 @@ FASTNORM_INLINE void FASTNORM_NAME(gradients_of)(
         const ptrdiff_t stop = whole - i < FASTNORM_EVENLY ? whole : i + FASTNORM_EVENLY;
         for (k = 0; ahead && k < rows; ++k)
             fastnorm_prefetch_far(x + k * x_step + i + ahead, (stop - i) * sizeof(real));
+        for (k = 0; dx_ahead && k < rows; ++k)
+            fastnorm_prefetch_far(dx + k * dx_step + i + dx_ahead, (stop - i) * sizeof(real));
         for (; i < stop; i += WIDTH) GRADIENTS(vector, i);
     }
     for (; WIDTH > 1 && i + WIDTH / 2 <= n; i += WIDTH / 2) GRADIENTS(half, i);
@@ -218,11 +220,11 @@ FASTNORM_INLINE void FASTNORM_NAME(gradients_of)(
 FASTNORM_ONCE void FASTNORM_NAME(row_gradients)(
     ptrdiff_t rows, int centred, const real *dy, ptrdiff_t dy_step, const real *x, ptrdiff_t x_step,
     const real *gamma, real *dx, ptrdiff_t dx_step, real *dgamma, real *dbeta, ptrdiff_t n,
-    const real *numbers, ptrdiff_t ahead)
+    const real *numbers, ptrdiff_t ahead, ptrdiff_t dx_ahead)
 {
 #define KIND(rows, centred, gamma) \
     FASTNORM_NAME(gradients_of)(   \
-        rows, centred, dy, dy_step, x, x_step, gamma, dx, dx_step, dgamma, dbeta, n, numbers, ahead)
+        rows, centred, dy, dy_step, x, x_step, gamma, dx, dx_step, dgamma, dbeta, n, numbers, ahead, dx_ahead)
 #define KINDS(rows)                                 \
     do {                                            \
         if (centred && gamma) KIND(rows, 1, gamma); \
