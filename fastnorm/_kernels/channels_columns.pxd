@@ -12,8 +12,12 @@ from fastnorm._kernels.columns cimport columns_gradient, columns_scale_shift
 from fastnorm._kernels.columns cimport columns_weighted_gradient, four_columns_gradient
 from fastnorm._kernels.columns cimport four_columns_scale_shift, four_columns_weighted_gradient
 from fastnorm._kernels.columns cimport from_column
-from fastnorm._kernels.memory cimport Writer, flush, open_writer, place
+from fastnorm._kernels.memory cimport LINE, Writer, at_line, flush, open_writer, place
 from fastnorm._kernels.operands cimport load_block, load_rows, padded, result_block, store_block
+
+cdef enum:
+    ALIGNED = 16                # lines of a row for which it is worth to begin with a whole one
+
 
 cdef inline void merge_columns(
     double* mean, double* m2, Py_ssize_t n, Py_ssize_t count, Py_ssize_t more,
@@ -186,6 +190,7 @@ cdef inline void map_four_rows(
     const real* source, Py_ssize_t source_stride, real* y, Py_ssize_t y_stride,
     Py_ssize_t column, Py_ssize_t n,
 ) noexcept nogil:
+    """n columns of FOUR rows."""
     cdef const real* coefficients = <const real*> t.coefficients + column
     cdef const real* centre = NULL if t.linear else coefficients
     cdef real* y1 = y + y_stride
@@ -210,13 +215,21 @@ cdef inline void map_four_rows(
         )
 
 
+cdef inline Py_ssize_t head_of(const real* y, Py_ssize_t n) noexcept nogil:
+    """Elements of a row before the first whole line. Vectors are as long as a line, at most, and a
+    store to two lines takes twice as long; NumPy's large arrays begin 16 bytes after one does."""
+    if n * <Py_ssize_t> sizeof(real) < ALIGNED * LINE:
+        return 0
+    return <const real*> at_line(<void*> y) - y
+
+
 cdef inline void map_rows(
     Channels* t, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t column, Py_ssize_t n,
     real* x_scratch, real* source_scratch, real* y_scratch, Writer* writer,
 ) noexcept nogil:
     """n columns of one row, or of FOUR."""
     cdef Py_ssize_t index = t.base + row * t.width + column
-    cdef Py_ssize_t x_stride = 0, stride, y_stride
+    cdef Py_ssize_t x_stride = 0, stride, y_stride, head
     cdef const real* x = NULL
     cdef const real* source = load_block(
         t.source, index, t.width, rows, n, source_scratch, &stride
@@ -225,8 +238,14 @@ cdef inline void map_rows(
     if t.map != SCALE_SHIFT:
         x = load_block(t.x, index, t.width, rows, n, x_scratch, &x_stride)
     if rows == FOUR:
+        head = head_of(y, n)
+        if head > 0:
+            map_four_rows(
+                t, x, x_stride, source, stride, source, stride, y, y_stride, column, head
+            )
         map_four_rows(
-            t, x, x_stride, source, stride, source, stride, y, y_stride, column, n
+            t, x + head, x_stride, source + head, stride, source + head, stride, y + head,
+            y_stride, column + head, n - head,
         )
     else:
         map_row(t, x, source, source, y, column, n, writer)
