@@ -140,18 +140,18 @@ static inline __m256 fastnorm_eight_from_bfloat(const void *from)
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
 
-/* What arithmetic makes of a NaN is quiet: where that is all there can be, not to round it up is enough. */
-static inline __m256i fastnorm_bfloats(__m256 x, __m256 y, int are_quiet)
+/* In turns of x and of y. What arithmetic makes of a NaN is quiet: where that is all there can be, not to round it up is
+   enough. */
+static inline __m256i fastnorm_bfloats_in_turn(__m256 x, __m256 y, int are_quiet)
 {
-    const __m256i one = _mm256_set1_epi16(1), turn = _mm256_setr_epi8(
-        0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+    const __m256i one = _mm256_set1_epi16(1);
     __m256i a = _mm256_castps_si256(x), b = _mm256_castps_si256(y);
     __m256i lower = _mm256_blend_epi16(a, _mm256_slli_epi32(b, 16), 0xaa);
     __m256i upper = _mm256_blend_epi16(_mm256_srli_epi32(a, 16), b, 0xaa);
     __m256i above = _mm256_subs_epu16(lower, _mm256_andnot_si256(upper, one)); /* its sign says so */
     __m256i up = _mm256_srli_epi16(above, 15), size = _mm256_and_si256(upper, _mm256_set1_epi16(0x7fff));
     if (are_quiet) up = _mm256_andnot_si256(_mm256_cmpgt_epi16(size, _mm256_set1_epi16(0x7f80)), up);
-    return _mm256_permute4x64_epi64(_mm256_shuffle_epi8(_mm256_add_epi16(upper, up), turn), 0xd8);
+    return _mm256_add_epi16(upper, up);
 }
 #endif
 
@@ -180,9 +180,14 @@ static inline void fastnorm_read_bfloats(const void *from, float *to)
     _mm512_storeu_ps(to, fastnorm_wide_from_bfloat(from));
 }
 
+static inline void fastnorm_wide_to_half(__m512 x, void *to)
+{
+    _mm256_storeu_si256((__m256i *)to, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+
 static inline void fastnorm_write_halves(const float *from, void *to)
 {
-    _mm256_storeu_si256((__m256i *)to, _mm512_cvtps_ph(_mm512_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT));
+    fastnorm_wide_to_half(_mm512_loadu_ps(from), to);
 }
 
 typedef __mmask16 fastnorm_nans;
@@ -220,9 +225,14 @@ static inline void fastnorm_read_bfloats(const void *from, float *to)
     _mm256_storeu_ps(to, fastnorm_eight_from_bfloat(from));
 }
 
+static inline void fastnorm_wide_to_half(__m256 x, void *to)
+{
+    _mm_storeu_si128((__m128i *)to, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+
 static inline void fastnorm_write_halves(const float *from, void *to)
 {
-    _mm_storeu_si128((__m128i *)to, _mm256_cvtps_ph(_mm256_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT));
+    fastnorm_wide_to_half(_mm256_loadu_ps(from), to);
 }
 
 typedef __m256 fastnorm_nans;
@@ -231,8 +241,11 @@ static inline int fastnorm_any(fastnorm_nans seen) { return _mm256_movemask_ps(s
 
 static inline void fastnorm_write_bfloats(const float *from, void *to, fastnorm_nans *seen)
 {
+    const __m256i order = _mm256_setr_epi8(
+        0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
     __m256 x = _mm256_loadu_ps(from), y = _mm256_loadu_ps(from + FASTNORM_WIDE);
-    _mm256_storeu_si256((__m256i *)to, fastnorm_bfloats(x, y, 0));
+    __m256i in_order = _mm256_shuffle_epi8(fastnorm_bfloats_in_turn(x, y, 0), order);
+    _mm256_storeu_si256((__m256i *)to, _mm256_permute4x64_epi64(in_order, 0xd8));
     *seen = _mm256_or_ps(*seen, _mm256_cmp_ps(x, y, _CMP_UNORD_Q));
 }
 #else
