@@ -62,7 +62,8 @@ def assume_last_cache(num_bytes):
 
 
 def assume_streams_well(well):
-    """Plan as if the CPU did, or not; returns what it was. With no cache, every call then streams."""
+    """Plan as if the CPU did, or not; returns what it was. Where it does, and the last cache has no
+    bytes, every call streams."""
     global _streams_well
     before = _streams_well
     _streams_well = well

@@ -255,19 +255,22 @@ cdef inline void map_rows(
 cdef inline void map_columns(
     Channels* t, Block b, real* x_scratch, real* source_scratch, real* y_scratch
 ) noexcept nogil:
-    """A large call goes through memory in its order; in cache the coefficients, of which there are as
-    many as elements in a row, are what costs time."""
+    """A large call goes through memory in its order, and row by row where a row is more than one
+    block; in cache the coefficients, of which there are as many as elements in a row, are what
+    costs time."""
     cdef Py_ssize_t row, rows, column = b.first_column, n
-    cdef bint in_order = t.large and t.direct
+    cdef Py_ssize_t width = b.last_column - column
     cdef Writer writer
     open_writer(&writer, t.large, t.streams, t.y.direct)
-    if in_order:
+    if t.large and (t.direct or width > columns_at_once(t, FOUR)):
         for row in range(b.first_unit, b.last_unit):
-            map_rows(
-                t, row, 1, column, b.last_column - column, x_scratch, source_scratch, y_scratch,
-                &writer,
-            )
-    while column < b.last_column and not in_order:
+            column = b.first_column
+            while column < b.last_column:
+                n = b.last_column - column
+                n = n if t.direct else min(n, t.room)
+                map_rows(t, row, 1, column, n, x_scratch, source_scratch, y_scratch, &writer)
+                column += n
+    while column < b.last_column:
         n = min(b.last_column - column, columns_at_once(t, FOUR))
         row = b.first_unit
         while row < b.last_unit:

@@ -36,9 +36,9 @@ cdef enum:
 cdef inline bint is_large(Py_ssize_t num_bytes, bint early) noexcept nogil:
     """Whether a call that reads and writes so many bytes in all finds them no longer in the cache,
     of which a virtual machine has less than it says. Early: one core alone has the use of less
-    yet."""
-    cdef Py_ssize_t eighth = last_cache_bytes() // 8
-    return num_bytes >= (3 if early else 4) * eighth
+    yet. To ask for memory when it is in the cache after all costs less than to stream."""
+    cdef Py_ssize_t part = last_cache_bytes() // (8 if streams_well() else 16)
+    return num_bytes >= (3 if early else 4) * part
 
 
 cdef inline bint streams(bint large, int team) noexcept nogil:
