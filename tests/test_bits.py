@@ -92,11 +92,12 @@ def test_python_threads_at_once(operation, pass_):
 # ---- large calls ---------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=[True, False], ids=["past the cache", "through the cache"])
-def large(request):
-    """Every call writes, and asks for memory ahead, as calls that outgrow the cache do."""
+@pytest.fixture
+def large(streams):
+    """Every call asks for memory ahead, and writes past the cache or through it, as calls that
+    outgrow it do."""
     last_cache = _cpu.assume_last_cache(0)
-    streams_well = _cpu.assume_streams_well(request.param)
+    streams_well = _cpu.assume_streams_well(streams)
     yield
     _cpu.assume_last_cache(last_cache)
     _cpu.assume_streams_well(streams_well)
@@ -111,8 +112,10 @@ def in_cache(request, dtype, pass_):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "offset"),
-    [(DTYPES[0], offset) for offset in (0, 1, 4, 13)] + [(DTYPES[1], 3), (DTYPES[-1], 3)],
+    ("streams", "dtype", "offset"),
+    [(True, DTYPES[0], offset) for offset in (0, 1, 4, 13)]
+    + [(True, DTYPES[1], 3), (True, DTYPES[-1], 3)]
+    + [(False, DTYPES[0], 1), (False, DTYPES[-1], 3)],
     ids=str,
 )
 def test_large_calls(in_cache, large, offset):
