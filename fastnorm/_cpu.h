@@ -61,8 +61,8 @@ static int fastnorm_cpu_is_intel(void)
 }
 
 /* Whether a few cores write past the cache at least as fast as through it. Those of Intel's servers, which with few
-   exceptions are Intel's CPUs with AVX-512, do not: a copy of 32 MB took a Cascade Lake's core 1.05 times as long, one of
-   8 MB 1.3 times. */
+   exceptions are Intel's CPUs with AVX-512, do not: a copy of 32 MB took a Cascade Lake's core 1.1 times as long, one of
+   8 MB 1.2 times. */
 static int fastnorm_cpu_streams_well(void)
 {
     return !(fastnorm_cpu_is_intel() && fastnorm_cpu_has_avx512());

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,6 +133,15 @@ def test_large_calls(in_cache, large, offset):
         assert_same(results, expected, f"{n} threads")
     assert np.isnan(line[:start]).all()
     assert np.isnan(line[start + blank.size :]).all()
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="asks Linux")
+def test_who_streams():
+    """All but Intel's CPUs with AVX-512: docs/performance.md."""
+    streams_well = _cpu.assume_streams_well(True)
+    _cpu.assume_streams_well(streams_well)
+    is_intel = "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    assert streams_well == (not (is_intel and _cpu.has_avx512()))
 
 
 # ---- where arrays begin --------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from scipy.linalg.cython_blas cimport dgemm, dgemv, sgemm, sgemv
 
 from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div
-from fastnorm._kernels.memory cimport Writer, open_writer
+from fastnorm._kernels.memory cimport IN_CACHE, Writer, open_writer
 from fastnorm._kernels.operands cimport Operand, load_block, padded, result_block, set_operand
 from fastnorm._kernels.operands cimport store_block
 from fastnorm._pool cimport parallel_for, participant
@@ -341,7 +341,7 @@ cdef inline void compute_block(Product* t, Py_ssize_t block, real* scratch) noex
     if t.c.stride == 0:
         c = result_block(&t.c.memory, index, t.n, width, b_panel + b_size(t), &stride)
         totals = <double*> (b_panel + b_size(t) + panel_size(&t.c, t.tile_m, t.width))
-        open_writer(&writer, False, False, False)
+        open_writer(&writer, IN_CACHE, False)
     while start < stop:
         add_chunk(
             t, row, m, column, width, start, chunk > 0, c, stride, scratch, b_panel
@@ -374,7 +374,7 @@ cdef inline void add_strip(Product* t, Py_ssize_t row, const real* sums) noexcep
     cdef Py_ssize_t m = min(t.strip, t.m - row), i, column, width, r, j
     cdef const real* c
     cdef Writer writer
-    open_writer(&writer, False, False, False)
+    open_writer(&writer, IN_CACHE, False)
     for i in range(row, row + m):
         column = 0
         while column < t.n:

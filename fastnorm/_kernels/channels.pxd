@@ -29,7 +29,7 @@ from fastnorm._kernels.channels_task cimport Grid, Tile, at_sample, block_at, is
 from fastnorm._kernels.channels_task cimport mapped_view, plan_whole_tiles, range_count
 from fastnorm._kernels.channels_task cimport range_width, read_tile
 from fastnorm._kernels.columns cimport STRIP
-from fastnorm._kernels.memory cimport LINE, at_line, is_large, streams
+from fastnorm._kernels.memory cimport IN_CACHE, LINE, at_line, choose_route
 from fastnorm._kernels.operands cimport BLOCK, Scratch, nth, of_this_thread, release, reserve
 from fastnorm._pool cimport parallel_for
 
@@ -269,18 +269,18 @@ cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
     cdef Py_ssize_t num_bytes = t.batch * t.n * t.c * t.s * itemsize_of(t.x.dtype)
     cdef int team = threads_for(num_bytes, num_threads)
     cdef char* memory
-    t.large = is_large((3 if t.dy != NULL else 2) * num_bytes, team == 1 and not t.planes)
+    cdef Py_ssize_t operands = 3 if t.dy != NULL else 2
     if t.reduction == NO_REDUCTION and team > 1:
-        t.large = is_large(num_bytes, False)  # until then, the cache takes more than memory does
-    t.streams = streams(t.large, team)
+        operands = 1  # until then, the cache takes more than memory does
+    t.route = choose_route(operands * num_bytes, team, team == 1 and not t.planes)
     if t.conclude != NULL or t.mapped != NULL:
         plan_whole_tiles(t, team)
-    elif not t.planes and not t.large:
+    elif not t.planes and t.route == IN_CACHE:
         # A block that maps its columns too loses more in cache than it gains: processors fetch the
         # lines beside its own ahead, which another thread may be writing.
         t.whole_tiles = False
     t.ahead = 0
-    if t.direct and t.large and t.planes and t.n == 1 and t.whole_tiles:
+    if t.direct and t.route != IN_CACHE and t.planes and t.n == 1 and t.whole_tiles:
         t.ahead = t.grid.channels_per_tile * t.s  # the next tile
     if t.reduction == NO_REDUCTION:
         partials = 0
@@ -296,7 +296,7 @@ cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
     t.first = mapped.first = <double*> memory
     t.second = mapped.second = <double*> (memory + partials)
     t.coefficients = mapped.coefficients = at_line(memory + 2 * partials)
-    mapped.large, mapped.streams, mapped.ahead = t.large, t.streams, t.ahead
+    mapped.route, mapped.ahead = t.route, t.ahead
     if t.whole_tiles:
         parallel_for(whole_block, t, t.batch * t.grid.tiles, team)
     else:

@@ -12,7 +12,8 @@ from fastnorm._kernels.columns cimport columns_gradient, columns_scale_shift
 from fastnorm._kernels.columns cimport columns_weighted_gradient, four_columns_gradient
 from fastnorm._kernels.columns cimport four_columns_scale_shift, four_columns_weighted_gradient
 from fastnorm._kernels.columns cimport from_column
-from fastnorm._kernels.memory cimport LINE, Writer, at_line, flush, open_writer, place
+from fastnorm._kernels.memory cimport IN_CACHE, LINE, Writer, at_line, flush
+from fastnorm._kernels.memory cimport open_writer, place
 from fastnorm._kernels.operands cimport load_block, load_rows, padded, result_block, store_block
 
 cdef enum:
@@ -56,7 +57,9 @@ cdef inline void add_block(
     const real* centre, real* sums, real* others, real* x_scratch, real* dy_scratch,
 ) noexcept nogil:
     """What the reduction adds up of n columns in some rows; sums alone where there is no centre."""
-    cdef bint asks = t.direct and t.large and not t.whole_tiles and n == t.width
+    cdef bint asks = (
+        t.direct and t.route != IN_CACHE and not t.whole_tiles and n == t.width
+    )
     cdef Py_ssize_t ahead = EIGHT * t.width if asks else 0
     cdef Py_ssize_t next_rows = rows * t.width * itemsize_of(t.x.dtype)
     cdef Py_ssize_t x_stride, dy_stride
@@ -261,8 +264,8 @@ cdef inline void map_columns(
     cdef Py_ssize_t row, rows, column = b.first_column, n
     cdef Py_ssize_t width = b.last_column - column
     cdef Writer writer
-    open_writer(&writer, t.large, t.streams, t.y.direct)
-    if t.large and (t.direct or width > columns_at_once(t, FOUR)):
+    open_writer(&writer, t.route, t.y.direct)
+    if t.route != IN_CACHE and (t.direct or width > columns_at_once(t, FOUR)):
         for row in range(b.first_unit, b.last_unit):
             column = b.first_column
             while column < b.last_column:

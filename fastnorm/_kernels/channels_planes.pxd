@@ -4,7 +4,8 @@ from fastnorm._kernels.arrays cimport itemsize_of, real
 from fastnorm._kernels.channels_task cimport CENTRE, CENTRED_SUMS, GRADIENT, GRADIENT_SUMS
 from fastnorm._kernels.channels_task cimport INVERSE, MAX_TILE, MOMENTS, PIECE, SCALE, SCALE_SHIFT
 from fastnorm._kernels.channels_task cimport SHIFT, SLOPE, SQUARES, Block, Channels
-from fastnorm._kernels.memory cimport Writer, flush, open_writer, place_stored, prefetch
+from fastnorm._kernels.memory cimport PAST_CACHE, Writer, flush, open_writer
+from fastnorm._kernels.memory cimport place_stored, prefetch
 from fastnorm._kernels.moments cimport Moments, chunk_moments, merge_centred, no_moments
 from fastnorm._kernels.operands cimport SCRATCH_ROWS, load_block, result_block, store_block
 from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, add_centred_sums, add_gradient_sums
@@ -201,9 +202,9 @@ cdef inline void map_planes(
     Channels* t, Block b, real* x_scratch, real* source_scratch, real* y_scratch
 ) noexcept nogil:
     cdef Py_ssize_t sample = b.first_unit // t.pieces, next_plane, start, stop, channel, some, n
-    cdef bint asks = t.direct and t.whole_tiles and not t.streams
+    cdef bint asks = t.direct and t.whole_tiles and t.route != PAST_CACHE
     cdef Writer writer
-    open_writer(&writer, t.large, t.streams, t.y.direct)
+    open_writer(&writer, t.route, t.y.direct)
     while sample * t.pieces < b.last_unit:
         start = max(b.first_unit - sample * t.pieces, <Py_ssize_t> 0) * PIECE
         stop = min((b.last_unit - sample * t.pieces) * PIECE, t.s)

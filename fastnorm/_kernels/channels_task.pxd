@@ -5,6 +5,7 @@ cimport numpy as cnp
 from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport BLOCK_BYTES, BLOCKS_PER_THREAD, MAX_PARTIALS, ceil_div
 from fastnorm._kernels.columns cimport FOUR, STRIP
+from fastnorm._kernels.memory cimport Route
 from fastnorm._kernels.moments cimport Extent, rescue
 from fastnorm._kernels.operands cimport BLOCK, Operand, Scratch, load_block, nth, of_this_thread
 from fastnorm._kernels.operands cimport padded, room, set_operand, take_as_stored
@@ -100,7 +101,7 @@ cdef struct Channels:
     Grid grid                   # of the reduction
     Grid map_grid
     bint whole_tiles            # a block takes all ranges of its tile
-    bint large, streams         # see memory.pxd
+    Route route                 # see memory.pxd
     Py_ssize_t ahead            # elements: how far the map asks for memory in advance
 
     double* first               # (ranges, width)

@@ -29,7 +29,7 @@ from fastnorm._kernels.channels_task cimport high_parts, plan_groups, rescue_cha
 from fastnorm._kernels.channels_task cimport set_coefficients, set_operands, use_operands
 from fastnorm._kernels.engine cimport backward_groups, forward_groups, run_channels
 from fastnorm._kernels.group_norm_rows cimport GroupRows, are_rows
-from fastnorm._kernels.memory cimport is_large, streams
+from fastnorm._kernels.memory cimport choose_route
 from fastnorm._kernels.moments cimport is_usable, reciprocal_std
 from fastnorm._kernels.operands cimport release, set_operand, working_dtype
 from fastnorm._kernels.rows_task cimport Task, reserve_scratch, set_group, set_view
@@ -342,8 +342,7 @@ cdef int run_rows(
     rows.s, t.period = s, num_groups
     num_bytes = t.rows * t.n * itemsize_of(t.x.dtype)
     num_threads = threads_for(num_bytes, num_threads)
-    t.large = is_large((operands + 1) * num_bytes, num_threads == 1)
-    t.streams = streams(t.large, num_threads)
+    t.route = choose_route((operands + 1) * num_bytes, num_threads, num_threads == 1)
     t.gamma = t.beta = NULL
     try:
         t.gamma = expanded(gamma, t.dtype, num_groups * group, s)

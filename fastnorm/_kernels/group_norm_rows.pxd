@@ -54,7 +54,7 @@ cdef inline void add_samples(
     cdef real* dgamma = sums + 2 * range_ * width
     cdef real* dbeta = dgamma + width
     cdef Writer writer
-    open_writer(&writer, t.large, t.streams, t.y.direct)
+    open_writer(&writer, t.route, t.y.direct)
     while sample < stop:
         group = first
         while group < last:

@@ -33,18 +33,22 @@ cdef enum:
     A_FEW = 8                       # threads that leave some of a server's bandwidth
 
 
-cdef inline bint is_large(Py_ssize_t num_bytes, bint early) noexcept nogil:
-    """Whether a call that reads and writes so many bytes in all finds them no longer in the cache,
-    of which a virtual machine has less than it says. Early: one core alone has the use of less
-    yet. To ask for memory when it is in the cache after all costs less than to stream."""
+cdef enum Route:
+    IN_CACHE
+    THROUGH_CACHE                   # of a large call: ordinary stores,
+    PAST_CACHE                      # or streaming ones
+
+
+cdef inline Route choose_route(Py_ssize_t num_bytes, int team, bint early) noexcept nogil:
+    """Of a call with so many threads that reads and writes so many bytes in all. It is large where
+    it finds them no longer in the cache, of which a virtual machine has less than it says. Early:
+    one core alone has the use of less yet. To ask for memory when it is in the cache after all
+    costs less than to stream. Threads that have all of memory's bandwidth in use should always
+    stream: nothing is read that is only written."""
     cdef Py_ssize_t part = last_cache_bytes() // (8 if streams_well() else 16)
-    return num_bytes >= (3 if early else 4) * part
-
-
-cdef inline bint streams(bint large, int team) noexcept nogil:
-    """Whether a call with so many threads should write past the cache. Those that have all of
-    memory's bandwidth in use always should: nothing is read that is only written."""
-    return CAN_STREAM and large and (streams_well() or team > A_FEW)
+    if num_bytes < (3 if early else 4) * part:
+        return IN_CACHE
+    return PAST_CACHE if CAN_STREAM and (streams_well() or team > A_FEW) else THROUGH_CACHE
 
 
 cdef struct Writer:
@@ -57,11 +61,11 @@ cdef struct Writer:
     Py_ssize_t held             # bytes of it
 
 
-cdef inline void open_writer(Writer* w, bint large, bint streams, bint direct) noexcept nogil:
+cdef inline void open_writer(Writer* w, Route route, bint direct) noexcept nogil:
     """Not direct: results are computed elsewhere, and come here as bytes."""
-    w.streams, w.direct, w.begin, w.held = streams, direct, NULL, 0
+    w.streams, w.direct, w.begin, w.held = route == PAST_CACHE, direct, NULL, 0
     # Other CPUs than x86-64 see by themselves that whole lines are written, and do not read them.
-    w.asks = CAN_STREAM and large and not streams
+    w.asks = CAN_STREAM and route == THROUGH_CACHE
     w.content = w.sink.bytes
 
 

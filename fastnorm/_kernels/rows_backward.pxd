@@ -10,8 +10,8 @@ from libc.stdlib cimport calloc, free, malloc
 
 from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
 from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div, threads_for
-from fastnorm._kernels.memory cimport Writer, fits_rows, flush, open_writer, place, place_rows
-from fastnorm._kernels.memory cimport is_large, place_stored, streams
+from fastnorm._kernels.memory cimport IN_CACHE, PAST_CACHE, Writer, choose_route, fits_rows
+from fastnorm._kernels.memory cimport flush, open_writer, place, place_rows, place_stored
 from fastnorm._kernels.operands cimport Scratch, load_block, of_this_thread, release
 from fastnorm._kernels.operands cimport nth, result_block, store_block
 from fastnorm._kernels.rows cimport CHUNK, element, row_gradient_sums, row_slope
@@ -169,7 +169,7 @@ cdef inline Py_ssize_t rows_at_once(
     cdef Py_ssize_t rows = 4 if count >= 4 else 2 if count >= 2 else 1
     if dgamma == NULL or step or t.period > 1:
         return 1
-    while rows > 1 and t.streams and not fits_rows(rows, t.n * itemsize_of(t.dtype)):
+    while t.route == PAST_CACHE and rows > 1 and not fits_rows(rows, t.n * itemsize_of(t.dtype)):
         rows //= 2
     return rows
 
@@ -247,7 +247,7 @@ cdef inline void backward_group(
     cdef const real* x = load_block(&t.x, offset, t.n, count, t.n, x_scratch, &x_stride)
     cdef const real* dy = load_block(&t.dy, offset, t.n, count, t.n, dy_scratch, &dy_stride)
     cdef real* dx = result_block(&t.y, offset, t.n, t.n, dx_scratch, &dx_stride)
-    if t.large and is_direct(t) and index + 2 * count <= t.rows:
+    if t.route != IN_CACHE and is_direct(t) and index + 2 * count <= t.rows:
         ahead = count * t.n
     for k in range(count):
         maps[k] = kept_map(t, index + k)
@@ -315,7 +315,7 @@ cdef inline void backward_typed(
     real* x_scratch, real* dy_scratch, real* dx_scratch,
 ) noexcept nogil:
     cdef Writer writer
-    open_writer(&writer, t.large, t.streams, t.y.direct)
+    open_writer(&writer, t.route, t.y.direct)
     if t.n < NARROW:
         backward_narrow(t, first, last, partial, x_scratch, dx_scratch, &writer)
     else:
@@ -403,7 +403,7 @@ cdef inline void column_gradients(
     for i in range(n):
         dgamma[i], dbeta[i] = 0, 0
         totals[i], totals[n + i] = 0, 0
-    open_writer(&writer, t.large, t.streams, t.y.direct)
+    open_writer(&writer, t.route, t.y.direct)
     for index in range(t.rows):
         chunk_gradients(
             t, index, start, n, t.row_sums[index * t.pieces], dgamma, dbeta,
@@ -455,8 +455,7 @@ cdef inline bint run_backward(Task* t, int num_threads) noexcept nogil:
     """False: no memory, and nothing was written."""
     cdef Py_ssize_t num_bytes = t.rows * t.n * itemsize_of(t.x.dtype)
     cdef int team = threads_for(num_bytes, num_threads)
-    t.large = is_large(3 * num_bytes, team == 1)
-    t.streams = streams(t.large, team)
+    t.route = choose_route(3 * num_bytes, team, team == 1)
     cdef bint has_memory = reserve_scratch(t, team)
     if has_memory:
         has_memory = backward_pieces(t, team) if is_cut(t) else backward_whole_rows(t, team)

@@ -5,8 +5,8 @@ from libc.stdlib cimport free, malloc
 
 from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
 from fastnorm._kernels.blocks cimport BLOCKS_PER_THREAD, ceil_div, threads_for
-from fastnorm._kernels.memory cimport Writer, flush, open_writer, place, place_stored
-from fastnorm._kernels.memory cimport is_large, streams
+from fastnorm._kernels.memory cimport Writer, choose_route, flush, open_writer, place
+from fastnorm._kernels.memory cimport place_stored
 from fastnorm._kernels.moments cimport Moments, chunk_moments, chunk_squares, merge, merge_chunk
 from fastnorm._kernels.moments cimport no_moments
 from fastnorm._kernels.operands cimport Scratch, load_block, of_this_thread, release
@@ -144,7 +144,7 @@ cdef inline void forward_typed(
     Task* t, Py_ssize_t first, Py_ssize_t last, real* x_scratch, real* y_scratch
 ) noexcept nogil:
     cdef Writer writer
-    open_writer(&writer, t.large, t.streams, t.y.direct)
+    open_writer(&writer, t.route, t.y.direct)
     if t.n < NARROW and t.period == 1:
         forward_narrow(t, first, last, x_scratch, y_scratch, &writer)
     elif t.n <= CHUNK:
@@ -185,7 +185,7 @@ cdef inline void normalize_block(void* task, Py_ssize_t block) noexcept nogil:
     cdef RowMap m = t.maps[index]
     cdef Scratch scratch = of_this_thread(t.scratch)
     cdef Writer writer
-    open_writer(&writer, t.large, t.streams, t.y.direct)
+    open_writer(&writer, t.route, t.y.direct)
     if t.dtype == FLOAT32:
         normalize_long(
             t, index, start, length, m,
@@ -226,8 +226,7 @@ cdef inline bint run_forward(Task* t, int num_threads) noexcept nogil:
     """False: no memory, and nothing was written."""
     cdef Py_ssize_t num_bytes = t.rows * t.n * itemsize_of(t.x.dtype)
     cdef int team = threads_for(num_bytes, num_threads)
-    t.large = is_large(2 * num_bytes, team == 1)
-    t.streams = streams(t.large, team)
+    t.route = choose_route(2 * num_bytes, team, team == 1)
     # Turned arrays are read, and written, by runs as long as a block has rows.
     t.rows_per_block = max(t.rows_per_block, min(t.group, t.rows // (BLOCKS_PER_THREAD * team)))
     cdef bint has_memory = reserve_scratch(t, team)

@@ -6,7 +6,7 @@ from libc.stdlib cimport calloc
 
 from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport ceil_div, rows_per_block
-from fastnorm._kernels.memory cimport LINE, at_line
+from fastnorm._kernels.memory cimport LINE, Route, at_line
 from fastnorm._kernels.moments cimport Extent, Moments, is_usable, rescue
 from fastnorm._kernels.operands cimport BLOCK, WIDE_BLOCK, Operand, Scratch, reserve
 from fastnorm._kernels.rows cimport CHUNK
@@ -48,7 +48,7 @@ cdef struct Task:
     Py_ssize_t rows_per_block
     Py_ssize_t group            # rows that go through the passes together
     Py_ssize_t pieces           # of a row
-    bint large, streams         # see memory.pxd
+    Route route                 # see memory.pxd
     Operand x                   # (M, N)
     Operand dy                  # (M, N)
     Operand y                   # (M, N), y or dx
