@@ -22,6 +22,7 @@ except ModuleNotFoundError as error:
         f"{error}; pip install '.[test]' installs what the tests need"
     ) from None
 
+from fastnorm import _cpu
 from fastnorm._registry import DTYPES, LAYOUTS, OPERATIONS, PASSES, every_case
 
 # The same examples everywhere and always; others are for those who look for them.
@@ -55,6 +56,21 @@ def pytest_generate_tests(metafunc):
 def rng():
     """A generator of random numbers, the same for every test."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def memory_route():
+    """A function that lets calls of any size go "in cache", "through the cache" as those that
+    outgrow it, or "past the cache" where the CPU can."""
+    last_cache, streams_well = _cpu.assume_last_cache(0), _cpu.assume_streams_well(True)
+
+    def choose(route):
+        _cpu.assume_last_cache(1 << 40 if route == "in cache" else 0)
+        _cpu.assume_streams_well(route == "past the cache")
+
+    yield choose
+    _cpu.assume_last_cache(last_cache)
+    _cpu.assume_streams_well(streams_well)
 
 
 @pytest.fixture

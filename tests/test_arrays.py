@@ -73,6 +73,28 @@ def test_parameter_gradients_of_turned_rows(norm, shape, rng):
         assert (gradient is None and right is None) or gradient.tobytes() == right.tobytes()
 
 
+def assert_taken_as_stored(norm, x, dy, parameters, **options):
+    """16 bits that are contiguous give what a copy in float does, which those apart are taken from;
+    NaN for NaN."""
+    apart = np.stack([x, x], axis=-1)[..., 0], np.stack([dy, dy], axis=-1)[..., 0]
+    assert not apart[0].flags.c_contiguous
+    forward, backward = getattr(fn, norm + "_forward"), getattr(fn, norm + "_backward")
+    results = []
+    for some_x, some_dy in [(x, dy), apart]:
+        y, cache = forward(some_x, *parameters, **options)
+        results.append([y, *backward(some_dy, cache)])
+    for stored, copied in zip(*results, strict=True):
+        if stored is None:
+            assert copied is None
+            continue
+        stored, copied = stored.astype(np.float64), copied.astype(np.float64)
+        assert np.array_equal(stored, copied, equal_nan=True)
+        assert np.array_equal(np.signbit(stored[stored == 0]), np.signbit(copied[copied == 0]))
+    if norm != "batch_norm":
+        getattr(fn, norm)(x, *parameters, **options, out=x)
+        assert x.tobytes() == results[0][0].tobytes()
+
+
 @pytest.mark.parametrize("norm", ["batch_norm", "group_norm", "instance_norm", "weight_norm"])
 @pytest.mark.parametrize("dtype", DTYPES[2:], ids=str)
 @pytest.mark.parametrize("n", [64, 79, 128, 143, 145, 1023, 1041, 4111, 17000])
@@ -81,21 +103,31 @@ def test_runs_of_16_bits(norm, dtype, n, rng):
     shape = (5, n) if norm == "weight_norm" else (3, 4, n)
     x, dy = (rng.standard_normal(shape).astype(dtype) for _ in range(2))
     x.reshape(-1, n)[0, 3], x.reshape(-1, n)[1, 7] = np.nan, np.inf
-    apart = np.stack([x, x], axis=-1)[..., 0], np.stack([dy, dy], axis=-1)[..., 0]
-    assert not apart[0].flags.c_contiguous
     parameters = (2,) if norm == "group_norm" else (np.ones(5),) if norm == "weight_norm" else ()
-    forward, backward = getattr(fn, norm + "_forward"), getattr(fn, norm + "_backward")
-    results = []
-    for some_x, some_dy in [(x, dy), apart]:
-        y, cache = forward(some_x, *parameters)
-        results.append([y, *backward(some_dy, cache)])
-    for run, copied in zip(*results, strict=True):
-        assert (run is None and copied is None) or np.array_equal(
-            run.astype(np.float64), copied.astype(np.float64), equal_nan=True
-        )
-    if norm != "batch_norm":
-        getattr(fn, norm)(x, *parameters, out=x)
-        assert x.tobytes() == results[0][0].tobytes()
+    assert_taken_as_stored(norm, x, dy, parameters)
+
+
+@pytest.mark.parametrize("route", ["in cache", "through the cache", "past the cache"])
+@pytest.mark.parametrize("norm", ["batch_norm", "group_norm", "instance_norm", "weight_norm"])
+@pytest.mark.parametrize("dtype", DTYPES[2:], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(3, 2), (70, 7), (9, 31), (65, 32), (5, 100), (139, 66), (13, 1045), (300, 1200)],
+    ids=str,
+)
+def test_columns_of_16_bits(norm, dtype, shape, route, rng, memory_route):
+    """The same of columns: a few, or parts of vectors, of rows that are no multiple of four."""
+    rows, n = shape
+    x, dy = (rng.standard_normal(shape).astype(dtype) for _ in range(2))
+    x[1, 0], x[0, 1], x[2, n - 1] = np.inf, np.nan, -0.0
+    dy[:, n // 2] = -0.0
+    memory_route(route)
+    if norm == "weight_norm":
+        assert_taken_as_stored(norm, x, dy, (np.linspace(-1, 1, n),), axis=1)
+        return
+    parameters = (1 if n % 2 else 2,) if norm == "group_norm" else ()
+    x, dy = x.reshape(1, rows, n), dy.reshape(1, rows, n)
+    assert_taken_as_stored(norm, x, dy, parameters, axis=-1)
 
 
 @over((o, case) for o, case in every_case() if 1 in case.shape and not case.without)

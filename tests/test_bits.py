@@ -1,6 +1,7 @@
 """Same bits: for any number of threads, wherever arrays begin, whatever else is in the batch."""
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from math import prod
 from pathlib import Path
 
@@ -93,46 +94,33 @@ def test_python_threads_at_once(operation, pass_):
 # ---- large calls ---------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def large(streams):
-    """Every call asks for memory ahead, and writes past the cache or through it, as calls that
-    outgrow it do."""
-    last_cache = _cpu.assume_last_cache(0)
-    streams_well = _cpu.assume_streams_well(streams)
-    yield
-    _cpu.assume_last_cache(last_cache)
-    _cpu.assume_streams_well(streams_well)
+# Every call asks for memory ahead, and writes past the cache or through it, as those do that
+# outgrow it; and `out` begins so many elements off the begin of a line of the cache, or of a vector.
+PAST, THROUGH = "past the cache", "through the cache"
+LARGE_CALLS = {
+    DTYPES[0]: ((PAST, 0), (PAST, 1), (PAST, 4), (PAST, 13), (THROUGH, 1)),
+    DTYPES[1]: ((PAST, 3),),
+    DTYPES[-1]: ((PAST, 3), (THROUGH, 3)),
+}
 
 
-@pytest.fixture(params=LARGE, ids=[f"{operation.name}-{case.label}" for operation, case in LARGE])
-def in_cache(request, dtype, pass_):
-    """A pass, its arrays, and its results from the cache."""
-    operation, case = request.param
+@over(LARGE)
+@pytest.mark.parametrize("dtype", LARGE_CALLS, ids=str)
+def test_large_calls(operation, case, dtype, pass_, memory_route):
     arrays = operation.draw(case, dtype)
-    return operation, pass_, case, arrays, run_blank(operation, pass_, case, arrays)
-
-
-@pytest.mark.parametrize(
-    ("streams", "dtype", "offset"),
-    [(True, DTYPES[0], offset) for offset in (0, 1, 4, 13)]
-    + [(True, DTYPES[1], 3), (True, DTYPES[-1], 3)]
-    + [(False, DTYPES[0], 1), (False, DTYPES[-1], 3)],
-    ids=str,
-)
-def test_large_calls(in_cache, large, offset):
-    """`offset`: elements by which out is off the begin of a line of the cache, or of a vector."""
-    operation, pass_, case, arrays, expected = in_cache
+    expected = run_blank(operation, pass_, case, arrays)
     blank = operation.blank(pass_, arrays)
     line = np.full(blank.size + 64, np.nan, blank.dtype)
-    start = -line.ctypes.data % 64 // blank.itemsize + offset
-    out = line[start : start + blank.size].reshape(blank.shape)
-    for n in (1, 3):
-        out[...] = np.nan
+    for (route, offset), n in product(LARGE_CALLS[dtype], (1, 3)):
+        memory_route(route)
+        start = -line.ctypes.data % 64 // blank.itemsize + offset
+        out = line[start : start + blank.size].reshape(blank.shape)
+        line[...] = np.nan
         with fn.num_threads(n):
             results = operation.run(fn, pass_, case, arrays, out=out)
-        assert_same(results, expected, f"{n} threads")
-    assert np.isnan(line[:start]).all()
-    assert np.isnan(line[start + blank.size :]).all()
+        assert_same(results, expected, f"{route}, {offset} elements off, {n} threads")
+        assert np.isnan(line[:start]).all()
+        assert np.isnan(line[start + blank.size :]).all()
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="asks Linux")

@@ -17,7 +17,7 @@ BLAS is column-major: what is row-major here is its transpose there, and C = A·
 """
 
 from libc.limits cimport INT_MAX
-from libc.math cimport sqrt
+from libc.math cimport cbrt, sqrt
 from libc.stdint cimport uintptr_t
 from libc.stdlib cimport free, malloc
 
@@ -37,9 +37,9 @@ cdef enum:
     GOOD_ROWS = 256             # from here on, cut columns
     MAX_TILE_ROWS = 1024        # above, what is packed of few columns falls out of cache
     MAX_TILE_COLUMNS = 1024     # a panel of C has so many
-    TILES_OF_WORK = 300         # tiles for 10^12 floating-point operations; as its root for others
+    TILES_OF_WORK = 65          # tiles for 10^12 floating-point operations; as their cube root
     SMALL_WORK = 2000000        # of a product: from here on, two tiles are worth a second packing
-    TILE_BYTES = 2097152        # or bytes of all three matrices, where these take longer
+    TILE_BYTES = 4194304        # or bytes of all three matrices, where these take longer
     PANEL = 65536               # elements of a chunk of A, so that its panel stays in L2,
     MIN_DEPTH = 256             # and of its rows: below, C is read and written too often
     FLUSH = 32                  # chunks added in float before they go into double
@@ -108,8 +108,8 @@ cdef inline void cut_tiles(Product* t) noexcept nogil:
     cdef double work = 2.0 * t.m * t.n * t.k
     cdef double num_bytes = 1.0 * (t.m * t.k + t.k * t.n + t.m * t.n) * itemsize_of(t.dtype)
     cdef Py_ssize_t longest
-    # More of a larger product, and larger ones: the root of the work.
-    cdef double wanted = max(TILES_OF_WORK * sqrt(work / 1e12), num_bytes / TILE_BYTES)
+    # More of a larger product, and larger ones.
+    cdef double wanted = max(TILES_OF_WORK * cbrt(work / 1e12), num_bytes / TILE_BYTES)
     wanted = min(wanted, <double> MAX_PARTIALS) / sqrt(2.0)  # tiles are halved: the nearest number
     t.tile_m, t.tile_n, t.ranges = t.m, t.n, 1
     if wanted < 2 and work >= SMALL_WORK:

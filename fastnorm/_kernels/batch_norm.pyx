@@ -262,7 +262,7 @@ def forward(
     plan(&norm.channels, MOMENTS, working_dtype(x), n, c, s)
     norm.channels.map, norm.channels.linear = SCALE_SHIFT, False
     norm.channels.prepare, norm.channels.finish = NULL, finish_forward
-    set_operands(&norm.operands, x, None, y, norm.channels.dtype, norm.channels.planes)
+    set_operands(&norm.operands, x, None, y, norm.channels.dtype)
     norm.gamma, norm.beta, norm.eps = vector_of(gamma), vector_of(beta), eps
     norm.mean, norm.rstd = vector_of(mean), vector_of(rstd)
     norm.running_mean, norm.running_var = vector_of(running_mean), vector_of(running_var)
@@ -315,7 +315,7 @@ def infer(
     plan(&norm.channels, NO_REDUCTION, working_dtype(x), n, c, s)
     norm.channels.map, norm.channels.linear = SCALE_SHIFT, False
     norm.channels.prepare, norm.channels.finish = prepare_inference, NULL
-    set_operands(&norm.operands, x, None, y, norm.channels.dtype, norm.channels.planes)
+    set_operands(&norm.operands, x, None, y, norm.channels.dtype)
     norm.gamma, norm.beta, norm.eps = vector_of(gamma), vector_of(beta), eps
     norm.mean, norm.var, norm.rstd = vector_of(mean), vector_of(var), vector_of(rstd)
     run_batch_norm(&norm, "batch_norm", num_threads)
@@ -341,7 +341,7 @@ def backward(
     norm.channels.map, norm.channels.linear = SCALE_SHIFT if frozen else GRADIENT, frozen
     norm.channels.prepare = prepare_backward
     norm.channels.finish = finish_frozen_backward if frozen else finish_backward
-    set_operands(&norm.operands, x, dy, dx, norm.channels.dtype, norm.channels.planes)
+    set_operands(&norm.operands, x, dy, dx, norm.channels.dtype)
     norm.gamma, norm.mean, norm.rstd = vector_of(gamma), vector_of(mean), vector_of(rstd)
     norm.dgamma, norm.dbeta = vector_of(dgamma), vector_of(dbeta)
     run_batch_norm(&norm, "batch_norm_backward", num_threads)
@@ -366,7 +366,7 @@ def gradient_sums(
     plan(&norm.channels, GRADIENT_SUMS, working_dtype(x), n, c, s)
     norm.channels.map, norm.channels.linear = NO_MAP, False
     norm.channels.prepare, norm.channels.finish = prepare_backward, finish_sums
-    set_operands(&norm.operands, x, dy, None, norm.channels.dtype, norm.channels.planes)
+    set_operands(&norm.operands, x, dy, None, norm.channels.dtype)
     norm.gamma, norm.mean, norm.rstd = vector_of(None), vector_of(mean), vector_of(rstd)
     norm.dgamma, norm.dbeta = vector_of(dgamma), vector_of(dbeta)
     norm.sum_dy, norm.sum_products = vector_of(sum_dy), vector_of(sum_products)
@@ -405,7 +405,7 @@ def map_gradient(
     plan(&norm.channels, NO_REDUCTION, working_dtype(x), n, c, s)
     norm.channels.map, norm.channels.linear = GRADIENT, False
     norm.channels.prepare, norm.channels.finish = prepare_gradient, NULL
-    set_operands(&norm.operands, x, dy, dx, norm.channels.dtype, norm.channels.planes)
+    set_operands(&norm.operands, x, dy, dx, norm.channels.dtype)
     norm.gamma, norm.mean, norm.rstd = vector_of(gamma), vector_of(mean), vector_of(rstd)
     norm.sum_dy, norm.sum_products = vector_of(sum_dy), vector_of(sum_products)
     norm.count = count

@@ -1,8 +1,10 @@
 """Channels that are columns: rows of C·S of them are reduced over N (columns.pxd)."""
 
+from libc.stdint cimport uint16_t
 from libc.string cimport memset
 
-from fastnorm._kernels.arrays cimport itemsize_of, real
+from fastnorm._kernels cimport sixteen
+from fastnorm._kernels.arrays cimport FLOAT16, itemsize_of, real
 from fastnorm._kernels.channels_task cimport CENTRED_SUMS, GRADIENT, GRADIENT_SUMS, INVERSE, MOMENTS
 from fastnorm._kernels.channels_task cimport SCALE, SCALE_SHIFT, SHIFT, SLOPE, SQUARES, Block
 from fastnorm._kernels.channels_task cimport Channels
@@ -13,8 +15,10 @@ from fastnorm._kernels.columns cimport columns_weighted_gradient, four_columns_g
 from fastnorm._kernels.columns cimport four_columns_scale_shift, four_columns_weighted_gradient
 from fastnorm._kernels.columns cimport from_column
 from fastnorm._kernels.memory cimport IN_CACHE, LINE, Writer, at_line, flush
-from fastnorm._kernels.memory cimport open_writer, place
-from fastnorm._kernels.operands cimport load_block, load_rows, padded, result_block, store_block
+from fastnorm._kernels.memory cimport open_writer, place_stored
+from fastnorm._kernels.operands cimport Operand, load_block, load_rows, padded, result_block
+from fastnorm._kernels.operands cimport store_block
+from fastnorm._kernels.rows cimport ask, element, is_sixteen
 
 cdef enum:
     ALIGNED = 16                # lines of a row for which it is worth to begin with a whole one
@@ -52,6 +56,32 @@ cdef inline Py_ssize_t rows_at_once(Channels* t, Py_ssize_t n) noexcept nogil:
     return <Py_ssize_t> FLUSH if t.direct else min(EIGHT * eights, <Py_ssize_t> FLUSH)
 
 
+cdef inline sixteen.Rows rows_at(Channels* t, const Operand* o, Py_ssize_t index) noexcept nogil:
+    """From an element of 16 bits on."""
+    cdef sixteen.Rows rows
+    rows.data, rows.stride = <const uint16_t*> o.data + index, t.width
+    return rows
+
+
+cdef inline void add_stored(
+    Channels* t, Py_ssize_t index, Py_ssize_t rows, Py_ssize_t n, const float* coefficients,
+    const float* centre, float* sums, float* others, Py_ssize_t ahead,
+) noexcept nogil:
+    """What `add_block` does to 16 bits as they are stored."""
+    cdef bint is_half = t.stored == FLOAT16
+    if t.reduction == GRADIENT_SUMS:
+        sixteen.column_gradient_sums(
+            is_half, rows_at(t, t.dy, index), rows_at(t, t.x, index), rows, n,
+            coefficients if t.centred else NULL, coefficients + INVERSE * t.width, sums, others,
+            ahead,
+        )
+    else:
+        sixteen.column_sums(
+            is_half, rows_at(t, t.x, index), rows, n, centre,
+            NULL if t.reduction == SQUARES else sums, others, ahead,
+        )
+
+
 cdef inline void add_block(
     Channels* t, Py_ssize_t index, Py_ssize_t rows, Py_ssize_t n, const real* coefficients,
     const real* centre, real* sums, real* others, real* x_scratch, real* dy_scratch,
@@ -63,10 +93,12 @@ cdef inline void add_block(
     cdef Py_ssize_t ahead = EIGHT * t.width if asks else 0
     cdef Py_ssize_t next_rows = rows * t.width * itemsize_of(t.x.dtype)
     cdef Py_ssize_t x_stride, dy_stride
-    cdef const real* x = load_rows(
-        t.x, index, t.width, rows, n, next_rows, x_scratch, &x_stride
-    )
+    cdef const real* x
     cdef const real* dy
+    if real is float and (is_sixteen(t.stored)):
+        add_stored(t, index, rows, n, coefficients, centre, sums, others, ahead)
+        return
+    x = load_rows(t.x, index, t.width, rows, n, next_rows, x_scratch, &x_stride)
     if t.reduction == GRADIENT_SUMS:
         dy = load_rows(t.dy, index, t.width, rows, n, next_rows, dy_scratch, &dy_stride)
         column_gradient_sums(
@@ -117,6 +149,7 @@ cdef inline void reduce_strip(
         first[j] = 0
         second[j] = 0
         centre[j] = 0
+        others[j] = 0
     if t.reduction == MOMENTS:
         more = min(rows, <Py_ssize_t> FLUSH)
         add_rows(t, index, more, n, coefficients, NULL, centre, others, x_scratch, dy_scratch)
@@ -156,18 +189,49 @@ cdef inline void reduce_columns(
         column += n
 
 
+cdef inline void map_stored(
+    Channels* t, const void* x, const void* dy, void* y, Py_ssize_t y_stride, Py_ssize_t rows,
+    Py_ssize_t column, Py_ssize_t n,
+) noexcept nogil:
+    """n columns of 16 bits as they are stored, of one row or of FOUR. dy: or what is scaled."""
+    cdef const float* coefficients = <const float*> t.coefficients + column
+    cdef sixteen.ColumnNumbers m
+    cdef sixteen.Rows a, b
+    a.data, a.stride = <const uint16_t*> x, t.width
+    b.data, b.stride = <const uint16_t*> dy, t.width
+    m.centre = NULL if t.linear else coefficients
+    m.shift = NULL if t.linear else coefficients + SHIFT * t.width
+    m.slope, m.scale = coefficients + SLOPE * t.width, coefficients + SCALE * t.width
+    m.weight = NULL
+    if t.map == SCALE_SHIFT:
+        a = b
+    elif t.map != GRADIENT:
+        m.weight, m.scale = m.scale, coefficients + INVERSE * t.width
+    sixteen.column_map(
+        t.stored == FLOAT16, t.map != SCALE_SHIFT, b, a, <uint16_t*> y, y_stride, rows, n, m
+    )
+
+
 cdef inline void map_row(
     Channels* t, const real* x, const real* dy, const real* source, real* y,
     Py_ssize_t column, Py_ssize_t n, Writer* writer,
 ) noexcept nogil:
     """n columns of a row."""
     cdef const real* coefficients = <const real*> t.coefficients + column
-    cdef Py_ssize_t i = 0, length
+    cdef Py_ssize_t i = 0, length, size = itemsize_of(t.stored)
     cdef real* target
     while i < n:
         length = n - i
-        target = place(writer, y + i, &length)
-        if t.map == SCALE_SHIFT:
+        target = <real*> place_stored(writer, <char*> y + i * size, size, &length)
+        ask(element(source, t.stored, i), t.stored, length, t.ahead)
+        if t.map != SCALE_SHIFT:
+            ask(element(x, t.stored, i), t.stored, length, t.ahead)
+        if real is float and (is_sixteen(t.stored)):
+            map_stored(
+                t, element(x, t.stored, i), element(source, t.stored, i), target, length,
+                <Py_ssize_t> 1, column + i, length,
+            )
+        elif t.map == SCALE_SHIFT:
             columns_scale_shift(
                 source + i, target, length, NULL if t.linear else coefficients,
                 coefficients + SCALE * t.width, coefficients + SHIFT * t.width,
@@ -199,7 +263,9 @@ cdef inline void map_four_rows(
     cdef real* y1 = y + y_stride
     cdef real* y2 = y + 2 * y_stride
     cdef real* y3 = y + 3 * y_stride
-    if t.map == SCALE_SHIFT:
+    if real is float and (is_sixteen(t.stored)):
+        map_stored(t, x, source, y, y_stride, <Py_ssize_t> FOUR, column, n)
+    elif t.map == SCALE_SHIFT:
         four_columns_scale_shift(
             source, source_stride, y, y1, y2, y3, n,
             centre, coefficients + SCALE * t.width, coefficients + SHIFT * t.width,
@@ -218,10 +284,10 @@ cdef inline void map_four_rows(
         )
 
 
-cdef inline Py_ssize_t head_of(const real* y, Py_ssize_t n) noexcept nogil:
+cdef inline Py_ssize_t head_of(Channels* t, const real* y, Py_ssize_t n) noexcept nogil:
     """Elements of a row before the first whole line. Vectors are as long as a line, at most, and a
     store to two lines takes twice as long; NumPy's large arrays begin 16 bytes after one does."""
-    if n * <Py_ssize_t> sizeof(real) < ALIGNED * LINE:
+    if n * <Py_ssize_t> sizeof(real) < ALIGNED * LINE or is_sixteen(t.stored):
         return 0
     return <const real*> at_line(<void*> y) - y
 
@@ -241,7 +307,7 @@ cdef inline void map_rows(
     if t.map != SCALE_SHIFT:
         x = load_block(t.x, index, t.width, rows, n, x_scratch, &x_stride)
     if rows == FOUR:
-        head = head_of(y, n)
+        head = head_of(t, y, n)
         if head > 0:
             map_four_rows(
                 t, x, x_stride, source, stride, source, stride, y, y_stride, column, head

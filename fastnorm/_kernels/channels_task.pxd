@@ -294,14 +294,12 @@ cdef struct Operands:
 
 
 cdef inline void set_operands(
-    Operands* o, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y, Dtype dtype, bint are_planes
+    Operands* o, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y, Dtype dtype
 ) noexcept:
-    """The primitives of planes take them as they are stored."""
     set_operand(&o.x, x, dtype)
     set_operand(&o.dy, dy, dtype)
     set_operand(&o.y, y, dtype)
-    if are_planes:
-        take_as_stored(&o.x, &o.dy, &o.y, dtype)
+    take_as_stored(&o.x, &o.dy, &o.y, dtype)
 
 
 cdef inline void use_operands(Channels* t, const Operands* o) noexcept nogil:

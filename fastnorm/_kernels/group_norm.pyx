@@ -397,7 +397,7 @@ def forward(
     )
     t.map, t.linear = SCALE_SHIFT, False
     t.prepare, t.finish, t.conclude = NULL, keep, conclude_forward
-    set_operands(&norm.operands, x, None, y, dtype, t.planes)
+    set_operands(&norm.operands, x, None, y, dtype)
     if n == 1:
         t = &norm.groups
         plan_groups(t, MOMENTS, dtype, 1, 1, batch * num_groups, norm.group * s, 1)
@@ -438,7 +438,7 @@ def backward(
     plan_group_norm(&norm, GRADIENT_SUMS, working_dtype(x), batch, n, c, s, num_groups)
     t.map, t.linear = WEIGHTED_GRADIENT, False
     t.prepare, t.finish, t.conclude = prepare_backward, keep, conclude_backward
-    set_operands(&norm.operands, x, dy, dx, t.dtype, t.planes)
+    set_operands(&norm.operands, x, dy, dx, t.dtype)
     norm.gamma, norm.mean, norm.rstd = vector_of(gamma), vector_of(mean), vector_of(rstd)
     norm.dgamma, norm.dbeta = vector_of(dgamma), vector_of(dbeta)
     run_group_norm(&norm, t, function, num_threads)

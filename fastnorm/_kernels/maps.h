@@ -4,74 +4,13 @@
 #define FASTNORM_MAPS_H
 
 #include "lanes.h"
+#include "pairs.h"
 
 typedef struct {
     float centre, slope, shift, scale, weight;
 } fastnorm_numbers;
 
 #if FASTNORM_TAKES_16_BITS
-/* Two vectors of elements. Their order is all one to a map: of bfloat16 every second is in the one, and the others are in
-   the other, since that takes no instruction that moves elements about, of which many CPUs do one at a time. */
-enum { FASTNORM_AT_ONCE = 2 * FASTNORM_WIDE };
-
-#if defined(__AVX512F__) && defined(__AVX512BW__)
-typedef struct {
-    __m512 a, b;
-} fastnorm_pair;
-
-static inline fastnorm_pair fastnorm_load_bfloat(const fastnorm_bfloat *p)
-{
-    __m512i both = _mm512_loadu_si512(p), upper = _mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000));
-    fastnorm_pair x = {_mm512_castsi512_ps(_mm512_slli_epi32(both, 16)), _mm512_castsi512_ps(upper)};
-    return x;
-}
-
-/* To nearest even: a half, and 1 more where the upper half is odd, carry into it. Not for a NaN, which would become
-   something else. */
-static inline __m512i fastnorm_rounded_to_bfloat(__m512 x)
-{
-    __m512i bits = _mm512_castps_si512(x);
-    __mmask16 is_number = _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q);
-    __mmask16 is_odd = _mm512_mask_test_epi32_mask(is_number, bits, _mm512_set1_epi32(0x10000));
-    bits = _mm512_mask_add_epi32(bits, is_number, bits, _mm512_set1_epi32(0x7fff));
-    return _mm512_mask_add_epi32(bits, is_odd, bits, _mm512_set1_epi32(1));
-}
-
-static inline void fastnorm_store_bfloat(fastnorm_bfloat *p, fastnorm_pair x)
-{
-    __m512i lower = _mm512_srli_epi32(fastnorm_rounded_to_bfloat(x.a), 16);
-    _mm512_storeu_si512(p, _mm512_mask_blend_epi16(0xaaaaaaaa, lower, fastnorm_rounded_to_bfloat(x.b)));
-}
-#else
-typedef struct {
-    __m256 a, b;
-} fastnorm_pair;
-
-static inline fastnorm_pair fastnorm_load_bfloat(const fastnorm_bfloat *p)
-{
-    __m256i both = _mm256_loadu_si256((const __m256i *)p);
-    __m256i upper = _mm256_blend_epi16(_mm256_setzero_si256(), both, 0xaa);
-    fastnorm_pair x = {_mm256_castsi256_ps(_mm256_slli_epi32(both, 16)), _mm256_castsi256_ps(upper)};
-    return x;
-}
-
-static inline void fastnorm_store_bfloat(fastnorm_bfloat *p, fastnorm_pair x)
-{
-    _mm256_storeu_si256((__m256i *)p, fastnorm_bfloats_in_turn(x.a, x.b, 1));
-}
-#endif
-
-static inline fastnorm_pair fastnorm_load_half(const fastnorm_half *p)
-{
-    fastnorm_pair x = {fastnorm_wide_from_half(p), fastnorm_wide_from_half(p + FASTNORM_WIDE)};
-    return x;
-}
-
-static inline void fastnorm_store_half(fastnorm_half *p, fastnorm_pair x)
-{
-    fastnorm_wide_to_half(x.a, p), fastnorm_wide_to_half(x.b, p + FASTNORM_WIDE);
-}
-
 #define FASTNORM_SCALE_SHIFT(dy, x) (((x) - m.centre) * m.scale + m.shift)
 #define FASTNORM_GRADIENT(dy, x) (((dy) + (((x) - m.centre) * m.slope + m.shift)) * m.scale)
 #define FASTNORM_WEIGHTED_GRADIENT(dy, x) (((dy) * m.weight + (((x) - m.centre) * m.slope + m.shift)) * m.scale)

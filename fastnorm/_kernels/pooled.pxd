@@ -109,7 +109,7 @@ cdef inline bint pool(
     pooled.channels.map, pooled.channels.linear = NO_MAP, False
     pooled.channels.prepare, pooled.channels.finish = prepare_centres, keep_sums
     pooled.channels.norm = &pooled
-    set_operands(&pooled.operands, x, None, None, FLOAT64, False)
+    set_operands(&pooled.operands, x, None, None, FLOAT64)
     use_operands(&pooled.channels, &pooled.operands)
     moments[0] = <double> n * s
     pooled.mean, pooled.low, pooled.m2 = moments + 1, moments + 1 + c, moments + 1 + 2 * c

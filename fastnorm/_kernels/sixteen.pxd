@@ -1,5 +1,6 @@
-"""What lanes.h and maps.h have for runs of 16 bits, float16 or bfloat16, which become float as they
-are loaded and are rounded as they are stored. The sums are, bit by bit, those of a copy in float.
+"""What lanes.h and maps.h have for runs of 16 bits, float16 or bfloat16, and columns.h for columns
+of them, which become float as they are loaded and are rounded as they are stored. The sums are, bit
+by bit, those of a copy in float.
 """
 
 from libc.stdint cimport uint16_t
@@ -38,3 +39,23 @@ cdef extern from "maps.h" nogil:
     void weighted_gradient "fastnorm_weighted_gradient_sixteen"(
         bint is_half, const uint16_t* dy, const uint16_t* x, uint16_t* y, Py_ssize_t n,
         Numbers numbers)
+
+cdef extern from "columns.h" nogil:
+    ctypedef struct ColumnNumbers "fastnorm_column_numbers":
+        const float* centre
+        const float* slope
+        const float* shift
+        const float* scale
+        const float* weight
+    ctypedef struct Rows "fastnorm_rows":
+        const uint16_t* data
+        Py_ssize_t stride
+    void column_sums "fastnorm_column_sums_sixteen"(
+        bint is_half, Rows x, Py_ssize_t rows, Py_ssize_t n, const float* centre,
+        float* sums, float* squares, Py_ssize_t ahead)
+    void column_gradient_sums "fastnorm_column_gradient_sums_sixteen"(
+        bint is_half, Rows dy, Rows x, Py_ssize_t rows, Py_ssize_t n, const float* centre,
+        const float* inverse, float* sums, float* products, Py_ssize_t ahead)
+    void column_map "fastnorm_column_map_sixteen"(
+        bint is_half, bint is_gradient, Rows dy, Rows x, uint16_t* y, Py_ssize_t y_stride,
+        Py_ssize_t rows, Py_ssize_t n, ColumnNumbers numbers)

@@ -152,7 +152,7 @@ def forward(
     plan(&task.channels, SQUARES, working_dtype(v), n, c, s)
     task.channels.map, task.channels.linear = SCALE_SHIFT, True
     task.channels.prepare, task.channels.finish = NULL, finish_forward
-    set_operands(&task.operands, v, None, w, task.channels.dtype, task.channels.planes)
+    set_operands(&task.operands, v, None, w, task.channels.dtype)
     task.g, task.norm = vector_of(g), vector_of(norm)
     run_weight_norm(&task, "weight_norm", num_threads)
 
@@ -178,6 +178,6 @@ def backward(
     plan(&task.channels, GRADIENT_SUMS, working_dtype(v), n, c, s)
     task.channels.map, task.channels.linear = GRADIENT, True
     task.channels.prepare, task.channels.finish = prepare_backward, finish_backward
-    set_operands(&task.operands, v, dy, dv, task.channels.dtype, task.channels.planes)
+    set_operands(&task.operands, v, dy, dv, task.channels.dtype)
     task.g, task.norm, task.dg = vector_of(g), vector_of(norm), vector_of(dg)
     run_weight_norm(&task, "weight_norm_backward", num_threads)

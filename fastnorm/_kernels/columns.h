@@ -1,0 +1,330 @@
+/* Columns of 16 bits: what columns.pxd has for float and double, bit by bit as of a copy in float. */
+#ifndef FASTNORM_COLUMNS_H
+#define FASTNORM_COLUMNS_H
+
+#include "lanes.h"
+#include "pairs.h"
+
+enum { FASTNORM_ROWS = 64 }; /* at a time, at most */
+
+/* One of each for every column; or NULL, for what changes nothing. */
+typedef struct {
+    const float *centre, *slope, *shift, *scale, *weight;
+} fastnorm_column_numbers;
+
+/* Rows of elements, `stride` of them apart. */
+typedef struct {
+    const uint16_t *data;
+    ptrdiff_t stride;
+} fastnorm_rows;
+
+#if FASTNORM_TAKES_16_BITS
+#define FASTNORM_PAIR(operation, x, y) ((fastnorm_pair){(x).a operation (y).a, (x).b operation (y).b})
+
+FASTNORM_INLINE fastnorm_pair fastnorm_elements(int is_half, fastnorm_rows x, ptrdiff_t row, ptrdiff_t column)
+{
+    const uint16_t *p = x.data + row * x.stride + column;
+    return is_half ? fastnorm_load_half(p) : fastnorm_load_bfloat(p);
+}
+
+FASTNORM_INLINE fastnorm_pair fastnorm_floats(int is_half, const float *p)
+{
+    return is_half ? fastnorm_floats_of_halves(p) : fastnorm_floats_of_bfloats(p);
+}
+
+FASTNORM_INLINE void fastnorm_add_floats(int is_half, float *p, fastnorm_pair x)
+{
+    fastnorm_pair sums = FASTNORM_PAIR(+, fastnorm_floats(is_half, p), x);
+    is_half ? fastnorm_keep_floats_of_halves(p, sums) : fastnorm_keep_floats_of_bfloats(p, sums);
+}
+
+/* The sum of four or of eight pairs, by twos. */
+FASTNORM_INLINE fastnorm_pair fastnorm_sum_of_four(const fastnorm_pair *x)
+{
+    return FASTNORM_PAIR(+, FASTNORM_PAIR(+, x[0], x[1]), FASTNORM_PAIR(+, x[2], x[3]));
+}
+
+FASTNORM_INLINE fastnorm_pair fastnorm_sum_of(int rows, const fastnorm_pair *x)
+{
+    if (rows == 1) return x[0];
+    if (rows == 4) return fastnorm_sum_of_four(x);
+    return FASTNORM_PAIR(+, fastnorm_sum_of_four(x), fastnorm_sum_of_four(x + 4));
+}
+
+FASTNORM_INLINE fastnorm_pair fastnorm_floats_or(int is_half, const float *p, ptrdiff_t column, float absent)
+{
+    const fastnorm_wide wide = absent - (fastnorm_wide){0};
+    const fastnorm_pair pair = {wide, wide};
+    return p ? fastnorm_floats(is_half, p + column) : pair;
+}
+
+/* A few rows, 8 or 4, or a single one, of whole pairs of columns. */
+
+FASTNORM_INLINE void fastnorm_add_some_squares(
+    int is_half, int rows, fastnorm_rows x, ptrdiff_t n, float *squares, ptrdiff_t ahead)
+{
+    fastnorm_pair square[8];
+    ptrdiff_t j;
+    int i;
+    for (j = 0; j < n; j += FASTNORM_AT_ONCE) {
+        FASTNORM_UNROLL
+        for (i = 0; i < rows; ++i) {
+            if (ahead) fastnorm_prefetch_far(x.data + i * x.stride + j + ahead, FASTNORM_LINE);
+            square[i] = fastnorm_elements(is_half, x, i, j);
+            square[i] = FASTNORM_PAIR(*, square[i], square[i]);
+        }
+        fastnorm_add_floats(is_half, squares + j, fastnorm_sum_of(rows, square));
+    }
+}
+
+FASTNORM_INLINE void fastnorm_add_some_centred(
+    int is_half, int rows, fastnorm_rows x, ptrdiff_t n, const float *centre, float *sums, float *squares,
+    ptrdiff_t ahead)
+{
+    fastnorm_pair value[8], square[8], c;
+    ptrdiff_t j;
+    int i;
+    for (j = 0; j < n; j += FASTNORM_AT_ONCE) {
+        c = fastnorm_floats_or(is_half, centre, j, 0);
+        FASTNORM_UNROLL
+        for (i = 0; i < rows; ++i) {
+            if (ahead) fastnorm_prefetch_far(x.data + i * x.stride + j + ahead, FASTNORM_LINE);
+            value[i] = FASTNORM_PAIR(-, fastnorm_elements(is_half, x, i, j), c);
+            square[i] = FASTNORM_PAIR(*, value[i], value[i]);
+        }
+        fastnorm_add_floats(is_half, sums + j, fastnorm_sum_of(rows, value));
+        fastnorm_add_floats(is_half, squares + j, fastnorm_sum_of(rows, square));
+    }
+}
+
+FASTNORM_INLINE void fastnorm_add_some_gradients(
+    int is_half, int rows, fastnorm_rows dy, fastnorm_rows x, ptrdiff_t n, const float *centre, const float *inverse,
+    float *sums, float *products, ptrdiff_t ahead)
+{
+    fastnorm_pair gradient[4], product[4], c, k;
+    ptrdiff_t j;
+    int i;
+    for (j = 0; j < n; j += FASTNORM_AT_ONCE) {
+        c = fastnorm_floats_or(is_half, centre, j, 0), k = fastnorm_floats(is_half, inverse + j);
+        FASTNORM_UNROLL
+        for (i = 0; i < rows; ++i) {
+            if (ahead) fastnorm_prefetch_far(x.data + i * x.stride + j + ahead, FASTNORM_LINE);
+            if (ahead) fastnorm_prefetch_far(dy.data + i * dy.stride + j + ahead, FASTNORM_LINE);
+            gradient[i] = fastnorm_elements(is_half, dy, i, j);
+            product[i] = FASTNORM_PAIR(-, fastnorm_elements(is_half, x, i, j), c);
+            product[i] = FASTNORM_PAIR(*, product[i], k), product[i] = FASTNORM_PAIR(*, gradient[i], product[i]);
+        }
+        if (centre) fastnorm_add_floats(is_half, sums + j, fastnorm_sum_of(rows, gradient));
+        fastnorm_add_floats(is_half, products + j, fastnorm_sum_of(rows, product));
+    }
+}
+
+/* Of some rows: what goes with their columns is loaded once. y may be x or dy. */
+FASTNORM_INLINE void fastnorm_map_columns(
+    int is_half, int is_gradient, fastnorm_rows dy, fastnorm_rows x, uint16_t *y, ptrdiff_t y_stride, ptrdiff_t rows,
+    ptrdiff_t n, fastnorm_column_numbers m)
+{
+    fastnorm_pair centre, shift, scale, slope = {0}, weight = {0}, v, d;
+    ptrdiff_t i, j;
+    for (j = 0; j < n; j += FASTNORM_AT_ONCE) {
+        centre = fastnorm_floats_or(is_half, m.centre, j, 0);
+        shift = fastnorm_floats_or(is_half, m.shift, j, -0.0f); /* adding 0 changes the sign of -0 */
+        scale = fastnorm_floats(is_half, m.scale + j);
+        if (is_gradient) slope = fastnorm_floats(is_half, m.slope + j);
+        if (is_gradient) weight = fastnorm_floats_or(is_half, m.weight, j, 1);
+        for (i = 0; i < rows; ++i) {
+            v = FASTNORM_PAIR(-, fastnorm_elements(is_half, x, i, j), centre);
+            v = FASTNORM_PAIR(*, v, is_gradient ? slope : scale), v = FASTNORM_PAIR(+, v, shift);
+            if (is_gradient) {
+                d = FASTNORM_PAIR(*, fastnorm_elements(is_half, dy, i, j), weight);
+                v = FASTNORM_PAIR(+, d, v), v = FASTNORM_PAIR(*, v, scale);
+            }
+            is_half ? fastnorm_store_half(y + i * y_stride + j, v) : fastnorm_store_bfloat(y + i * y_stride + j, v);
+        }
+    }
+}
+
+#define FASTNORM_FROM(x, row) ((fastnorm_rows){(x).data + (row) * (x).stride, (x).stride})
+
+#define FASTNORM_COLUMNS_OF(name, is_half)                                                                           \
+    FASTNORM_ONCE void fastnorm_column_squares_##name(                                                               \
+        fastnorm_rows x, ptrdiff_t rows, ptrdiff_t n, float *squares, ptrdiff_t ahead)                               \
+    {                                                                                                                \
+        ptrdiff_t i = 0;                                                                                             \
+        for (; i + 8 <= rows; i += 8)                                                                                \
+            fastnorm_add_some_squares(is_half, 8, FASTNORM_FROM(x, i), n, squares, ahead);                           \
+        for (; i < rows; ++i) fastnorm_add_some_squares(is_half, 1, FASTNORM_FROM(x, i), n, squares, 0);             \
+    }                                                                                                                \
+    FASTNORM_ONCE void fastnorm_column_centred_##name(                                                               \
+        fastnorm_rows x, ptrdiff_t rows, ptrdiff_t n, const float *centre, float *sums, float *squares,              \
+        ptrdiff_t ahead)                                                                                             \
+    {                                                                                                                \
+        ptrdiff_t i = 0;                                                                                             \
+        for (; i + 8 <= rows; i += 8)                                                                                \
+            fastnorm_add_some_centred(is_half, 8, FASTNORM_FROM(x, i), n, centre, sums, squares, ahead);             \
+        for (; i < rows; ++i)                                                                                        \
+            fastnorm_add_some_centred(is_half, 1, FASTNORM_FROM(x, i), n, centre, sums, squares, 0);                 \
+    }                                                                                                                \
+    FASTNORM_ONCE void fastnorm_column_gradients_##name(                                                             \
+        fastnorm_rows dy, fastnorm_rows x, ptrdiff_t rows, ptrdiff_t n, const float *centre, const float *inverse,   \
+        float *sums, float *products, ptrdiff_t ahead)                                                               \
+    {                                                                                                                \
+        ptrdiff_t i = 0;                                                                                             \
+        for (; i + 4 <= rows; i += 4)                                                                                \
+            fastnorm_add_some_gradients(                                                                             \
+                is_half, 4, FASTNORM_FROM(dy, i), FASTNORM_FROM(x, i), n, centre, inverse, sums, products, ahead);   \
+        for (; i < rows; ++i)                                                                                        \
+            fastnorm_add_some_gradients(                                                                             \
+                is_half, 1, FASTNORM_FROM(dy, i), FASTNORM_FROM(x, i), n, centre, inverse, sums, products, 0);       \
+    }                                                                                                                \
+    FASTNORM_ONCE void fastnorm_column_scale_shift_##name(                                                           \
+        fastnorm_rows dy, fastnorm_rows x, uint16_t *y, ptrdiff_t y_stride, ptrdiff_t rows, ptrdiff_t n,             \
+        fastnorm_column_numbers m)                                                                                   \
+    {                                                                                                                \
+        fastnorm_map_columns(is_half, 0, dy, x, y, y_stride, rows, n, m);                                            \
+    }                                                                                                                \
+    FASTNORM_ONCE void fastnorm_column_gradient_##name(                                                              \
+        fastnorm_rows dy, fastnorm_rows x, uint16_t *y, ptrdiff_t y_stride, ptrdiff_t rows, ptrdiff_t n,             \
+        fastnorm_column_numbers m)                                                                                   \
+    {                                                                                                                \
+        fastnorm_map_columns(is_half, 1, dy, x, y, y_stride, rows, n, m);                                            \
+    }
+
+FASTNORM_COLUMNS_OF(half, 1)
+FASTNORM_COLUMNS_OF(bfloat, 0)
+
+/* Columns at the end that do not fill a pair are part of a last pair, which has some again, or are in a copy if that is
+   all there are. */
+static inline ptrdiff_t fastnorm_last(ptrdiff_t n) { return n < FASTNORM_AT_ONCE ? n : FASTNORM_AT_ONCE; }
+
+static inline fastnorm_rows fastnorm_last_columns(fastnorm_rows x, ptrdiff_t rows, ptrdiff_t n, uint16_t *copy)
+{
+    fastnorm_rows last = {x.data + n - fastnorm_last(n), x.stride}, copied = {copy, FASTNORM_AT_ONCE};
+    ptrdiff_t i;
+    if (n >= FASTNORM_AT_ONCE) return last;
+    for (i = 0; i < rows; ++i) memcpy(copy + i * FASTNORM_AT_ONCE, x.data + i * x.stride, n * sizeof *copy);
+    return copied;
+}
+
+static inline const float *fastnorm_last_floats(const float *x, ptrdiff_t n, float *copy)
+{
+    if (n >= FASTNORM_AT_ONCE) return x + n - FASTNORM_AT_ONCE;
+    if (x) memcpy(copy, x, n * sizeof *x);
+    return copy;
+}
+
+/* A sum of columns that do not fill a pair, in a copy of the last pair's. */
+static inline void fastnorm_last_sums(const float *sums, ptrdiff_t n, float *copy)
+{
+    memset(copy, 0, FASTNORM_AT_ONCE * sizeof *copy);
+    memcpy(copy, sums + n - fastnorm_last(n), fastnorm_last(n) * sizeof *copy);
+}
+
+static inline void fastnorm_keep_last_sums(float *sums, ptrdiff_t n, const float *copy)
+{
+    const ptrdiff_t rest = n % FASTNORM_AT_ONCE;
+    memcpy(sums + n - rest, copy + fastnorm_last(n) - rest, rest * sizeof *sums);
+}
+
+FASTNORM_ONCE void fastnorm_column_sums_of_rest(
+    int is_half, fastnorm_rows x, ptrdiff_t rows, ptrdiff_t n, const float *centre, float *sums, float *squares)
+{
+    uint16_t x_copy[FASTNORM_ROWS * FASTNORM_AT_ONCE];
+    float c[FASTNORM_AT_ONCE] = {0}, s[FASTNORM_AT_ONCE], q[FASTNORM_AT_ONCE];
+    x = fastnorm_last_columns(x, rows, n, x_copy);
+    if (centre) centre = fastnorm_last_floats(centre, n, c);
+    if (sums) fastnorm_last_sums(sums, n, s);
+    fastnorm_last_sums(squares, n, q);
+    if (sums)
+        FASTNORM_EITHER(column_centred, x, rows, FASTNORM_AT_ONCE, centre, s, q, 0);
+    else
+        FASTNORM_EITHER(column_squares, x, rows, FASTNORM_AT_ONCE, q, 0);
+    if (sums) fastnorm_keep_last_sums(sums, n, s);
+    fastnorm_keep_last_sums(squares, n, q);
+}
+
+FASTNORM_ONCE void fastnorm_column_gradient_sums_of_rest(
+    int is_half, fastnorm_rows dy, fastnorm_rows x, ptrdiff_t rows, ptrdiff_t n, const float *centre, const float *inverse,
+    float *sums, float *products)
+{
+    uint16_t dy_copy[FASTNORM_ROWS * FASTNORM_AT_ONCE], x_copy[FASTNORM_ROWS * FASTNORM_AT_ONCE];
+    float c[FASTNORM_AT_ONCE] = {0}, k[FASTNORM_AT_ONCE] = {0}, s[FASTNORM_AT_ONCE], p[FASTNORM_AT_ONCE];
+    dy = fastnorm_last_columns(dy, rows, n, dy_copy), x = fastnorm_last_columns(x, rows, n, x_copy);
+    if (centre) centre = fastnorm_last_floats(centre, n, c);
+    inverse = fastnorm_last_floats(inverse, n, k);
+    fastnorm_last_sums(sums, n, s), fastnorm_last_sums(products, n, p);
+    FASTNORM_EITHER(column_gradients, dy, x, rows, FASTNORM_AT_ONCE, centre, inverse, s, p, 0);
+    fastnorm_keep_last_sums(sums, n, s), fastnorm_keep_last_sums(products, n, p);
+}
+
+FASTNORM_ONCE void fastnorm_column_map_of_rest(
+    int is_half, int is_gradient, fastnorm_rows dy, fastnorm_rows x, uint16_t *y, ptrdiff_t y_stride, ptrdiff_t rows,
+    ptrdiff_t n, fastnorm_column_numbers m)
+{
+    enum { ROWS = 4 };
+    uint16_t dy_copy[ROWS * FASTNORM_AT_ONCE], x_copy[ROWS * FASTNORM_AT_ONCE], result[ROWS * FASTNORM_AT_ONCE];
+    float copies[5][FASTNORM_AT_ONCE] = {{0}};
+    const ptrdiff_t last = fastnorm_last(n), rest = n % FASTNORM_AT_ONCE;
+    ptrdiff_t i;
+    m.centre = m.centre ? fastnorm_last_floats(m.centre, n, copies[0]) : NULL;
+    m.slope = m.slope ? fastnorm_last_floats(m.slope, n, copies[1]) : NULL;
+    m.shift = m.shift ? fastnorm_last_floats(m.shift, n, copies[2]) : NULL;
+    m.scale = fastnorm_last_floats(m.scale, n, copies[3]);
+    m.weight = m.weight ? fastnorm_last_floats(m.weight, n, copies[4]) : NULL;
+    dy = fastnorm_last_columns(dy, rows, n, dy_copy), x = fastnorm_last_columns(x, rows, n, x_copy);
+    if (is_gradient)
+        FASTNORM_EITHER(column_gradient, dy, x, result, FASTNORM_AT_ONCE, rows, FASTNORM_AT_ONCE, m);
+    else
+        FASTNORM_EITHER(column_scale_shift, dy, x, result, FASTNORM_AT_ONCE, rows, FASTNORM_AT_ONCE, m);
+    for (i = 0; i < rows; ++i)
+        memcpy(y + i * y_stride + n - rest, result + i * FASTNORM_AT_ONCE + last - rest, rest * sizeof *y);
+}
+#endif
+
+/* What kernels call. */
+
+/* sums += Σ_rows (x - centre);  squares += Σ_rows (x - centre)². Where sums is NULL it is not wanted. */
+static inline void fastnorm_column_sums_sixteen(
+    int is_half, fastnorm_rows x, ptrdiff_t rows, ptrdiff_t n, const float *centre, float *sums, float *squares,
+    ptrdiff_t ahead)
+{
+#if FASTNORM_TAKES_16_BITS
+    const ptrdiff_t rest = n % FASTNORM_AT_ONCE;
+    if (sums)
+        FASTNORM_EITHER(column_centred, x, rows, n - rest, centre, sums, squares, ahead);
+    else
+        FASTNORM_EITHER(column_squares, x, rows, n - rest, squares, ahead);
+    if (rest) fastnorm_column_sums_of_rest(is_half, x, rows, n, centre, sums, squares);
+#endif
+}
+
+/* sums += Σ_rows dy;  products += Σ_rows dy·x̂  with x̂ = (x - centre)·inverse. Where centre is NULL, the sums of dy are not
+   wanted. */
+static inline void fastnorm_column_gradient_sums_sixteen(
+    int is_half, fastnorm_rows dy, fastnorm_rows x, ptrdiff_t rows, ptrdiff_t n, const float *centre,
+    const float *inverse, float *sums, float *products, ptrdiff_t ahead)
+{
+#if FASTNORM_TAKES_16_BITS
+    const ptrdiff_t rest = n % FASTNORM_AT_ONCE;
+    FASTNORM_EITHER(column_gradients, dy, x, rows, n - rest, centre, inverse, sums, products, ahead);
+    if (rest) fastnorm_column_gradient_sums_of_rest(is_half, dy, x, rows, n, centre, inverse, sums, products);
+#endif
+}
+
+/* y = (x - centre)·scale + shift, or the gradient y = (dy·weight + ((x - centre)·slope + shift))·scale, of four rows or
+   fewer. y may be x or dy. */
+static inline void fastnorm_column_map_sixteen(
+    int is_half, int is_gradient, fastnorm_rows dy, fastnorm_rows x, uint16_t *y, ptrdiff_t y_stride, ptrdiff_t rows,
+    ptrdiff_t n, fastnorm_column_numbers m)
+{
+#if FASTNORM_TAKES_16_BITS
+    const ptrdiff_t rest = n % FASTNORM_AT_ONCE;
+    if (is_gradient)
+        FASTNORM_EITHER(column_gradient, dy, x, y, y_stride, rows, n - rest, m);
+    else
+        FASTNORM_EITHER(column_scale_shift, dy, x, y, y_stride, rows, n - rest, m);
+    if (rest) fastnorm_column_map_of_rest(is_half, is_gradient, dy, x, y, y_stride, rows, n, m);
+#endif
+}
+
+#endif
