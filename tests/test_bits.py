@@ -95,7 +95,7 @@ def test_python_threads_at_once(operation, pass_):
 
 
 # Every call asks for memory ahead, and writes past the cache or through it, as those do that
-# outgrow it; and `out` begins so many elements off the begin of a line of the cache, or of a vector.
+# outgrow it; and `out` begins so many elements off the begin of a line of the cache, or a vector.
 PAST, THROUGH = "past the cache", "through the cache"
 LARGE_CALLS = {
     DTYPES[0]: ((PAST, 0), (PAST, 1), (PAST, 4), (PAST, 13), (THROUGH, 1)),

@@ -351,9 +351,9 @@ cdef inline void set_all(
 
 
 cdef inline void high_parts(
-    Channels* t, Py_ssize_t n, const double* mean, double* restrict high
+    Channels* t, Py_ssize_t n, const double* mean, double* high
 ) noexcept nogil:
-    """The means to the digits of x's type."""
+    """The means to the digits of x's type; in place, if these are all that is wanted."""
     cdef Py_ssize_t i
     for i in range(n):
         high[i] = <double> <float> mean[i] if t.dtype == FLOAT32 else mean[i]
