@@ -95,16 +95,26 @@ def assert_taken_as_stored(norm, x, dy, parameters, **options):
         assert x.tobytes() == results[0][0].tobytes()
 
 
-@pytest.mark.parametrize("norm", ["batch_norm", "group_norm", "instance_norm", "weight_norm"])
+@pytest.mark.parametrize(
+    "norm",
+    ["batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm", "weight_norm"],
+)
 @pytest.mark.parametrize("dtype", DTYPES[2:], ids=str)
 @pytest.mark.parametrize("n", [64, 79, 128, 143, 145, 1023, 1041, 4111, 17000])
 def test_runs_of_16_bits(norm, dtype, n, rng):
     """Some kernels take contiguous runs of 16 bits as they are, others from a copy in float."""
     shape = (5, n) if norm == "weight_norm" else (3, 4, n)
     x, dy = (rng.standard_normal(shape).astype(dtype) for _ in range(2))
-    x.reshape(-1, n)[0, 3], x.reshape(-1, n)[1, 7] = np.nan, np.inf
-    parameters = (2,) if norm == "group_norm" else (np.ones(5),) if norm == "weight_norm" else ()
-    assert_taken_as_stored(norm, x, dy, parameters)
+    x.reshape(-1, n)[0, 3], x.reshape(-1, n)[2, 7] = np.nan, np.inf
+    gamma, beta = rng.standard_normal((2, n)).astype(dtype)
+    parameters = {
+        "group_norm": [(2,)],
+        "layer_norm": [(), (gamma, None), (None, beta), (gamma, beta)],
+        "rms_norm": [(), (gamma,)],
+        "weight_norm": [(np.ones(5),)],
+    }
+    for some in parameters.get(norm, [()]):
+        assert_taken_as_stored(norm, x.copy(), dy, some)
 
 
 @pytest.mark.parametrize("route", ["in cache", "through the cache", "past the cache"])

@@ -19,23 +19,14 @@ typedef struct {
 } fastnorm_rows;
 
 #if FASTNORM_TAKES_16_BITS
-#define FASTNORM_PAIR(operation, x, y) ((fastnorm_pair){(x).a operation (y).a, (x).b operation (y).b})
-
 FASTNORM_INLINE fastnorm_pair fastnorm_elements(int is_half, fastnorm_rows x, ptrdiff_t row, ptrdiff_t column)
 {
-    const uint16_t *p = x.data + row * x.stride + column;
-    return is_half ? fastnorm_load_half(p) : fastnorm_load_bfloat(p);
-}
-
-FASTNORM_INLINE fastnorm_pair fastnorm_floats(int is_half, const float *p)
-{
-    return is_half ? fastnorm_floats_of_halves(p) : fastnorm_floats_of_bfloats(p);
+    return fastnorm_load(is_half, x.data + row * x.stride + column);
 }
 
 FASTNORM_INLINE void fastnorm_add_floats(int is_half, float *p, fastnorm_pair x)
 {
-    fastnorm_pair sums = FASTNORM_PAIR(+, fastnorm_floats(is_half, p), x);
-    is_half ? fastnorm_keep_floats_of_halves(p, sums) : fastnorm_keep_floats_of_bfloats(p, sums);
+    fastnorm_keep_floats(is_half, p, FASTNORM_PAIR(+, fastnorm_floats(is_half, p), x));
 }
 
 /* The sum of four or of eight pairs, by twos. */
@@ -49,13 +40,6 @@ FASTNORM_INLINE fastnorm_pair fastnorm_sum_of(int rows, const fastnorm_pair *x)
     if (rows == 1) return x[0];
     if (rows == 4) return fastnorm_sum_of_four(x);
     return FASTNORM_PAIR(+, fastnorm_sum_of_four(x), fastnorm_sum_of_four(x + 4));
-}
-
-FASTNORM_INLINE fastnorm_pair fastnorm_floats_or(int is_half, const float *p, ptrdiff_t column, float absent)
-{
-    const fastnorm_wide wide = absent - (fastnorm_wide){0};
-    const fastnorm_pair pair = {wide, wide};
-    return p ? fastnorm_floats(is_half, p + column) : pair;
 }
 
 /* A few rows, 8 or 4, or a single one, of whole pairs of columns. */
@@ -139,7 +123,7 @@ FASTNORM_INLINE void fastnorm_map_columns(
                 d = FASTNORM_PAIR(*, fastnorm_elements(is_half, dy, i, j), weight);
                 v = FASTNORM_PAIR(+, d, v), v = FASTNORM_PAIR(*, v, scale);
             }
-            is_half ? fastnorm_store_half(y + i * y_stride + j, v) : fastnorm_store_bfloat(y + i * y_stride + j, v);
+            fastnorm_store(is_half, y + i * y_stride + j, v);
         }
     }
 }
@@ -208,8 +192,8 @@ static inline fastnorm_rows fastnorm_last_columns(fastnorm_rows x, ptrdiff_t row
 
 static inline const float *fastnorm_last_floats(const float *x, ptrdiff_t n, float *copy)
 {
-    if (n >= FASTNORM_AT_ONCE) return x + n - FASTNORM_AT_ONCE;
-    if (x) memcpy(copy, x, n * sizeof *x);
+    if (!x || n >= FASTNORM_AT_ONCE) return x ? x + n - FASTNORM_AT_ONCE : NULL;
+    memcpy(copy, x, n * sizeof *x);
     return copy;
 }
 
@@ -232,7 +216,7 @@ FASTNORM_ONCE void fastnorm_column_sums_of_rest(
     uint16_t x_copy[FASTNORM_ROWS * FASTNORM_AT_ONCE];
     float c[FASTNORM_AT_ONCE] = {0}, s[FASTNORM_AT_ONCE], q[FASTNORM_AT_ONCE];
     x = fastnorm_last_columns(x, rows, n, x_copy);
-    if (centre) centre = fastnorm_last_floats(centre, n, c);
+    centre = fastnorm_last_floats(centre, n, c);
     if (sums) fastnorm_last_sums(sums, n, s);
     fastnorm_last_sums(squares, n, q);
     if (sums)
@@ -250,7 +234,7 @@ FASTNORM_ONCE void fastnorm_column_gradient_sums_of_rest(
     uint16_t dy_copy[FASTNORM_ROWS * FASTNORM_AT_ONCE], x_copy[FASTNORM_ROWS * FASTNORM_AT_ONCE];
     float c[FASTNORM_AT_ONCE] = {0}, k[FASTNORM_AT_ONCE] = {0}, s[FASTNORM_AT_ONCE], p[FASTNORM_AT_ONCE];
     dy = fastnorm_last_columns(dy, rows, n, dy_copy), x = fastnorm_last_columns(x, rows, n, x_copy);
-    if (centre) centre = fastnorm_last_floats(centre, n, c);
+    centre = fastnorm_last_floats(centre, n, c);
     inverse = fastnorm_last_floats(inverse, n, k);
     fastnorm_last_sums(sums, n, s), fastnorm_last_sums(products, n, p);
     FASTNORM_EITHER(column_gradients, dy, x, rows, FASTNORM_AT_ONCE, centre, inverse, s, p, 0);
@@ -266,11 +250,11 @@ FASTNORM_ONCE void fastnorm_column_map_of_rest(
     float copies[5][FASTNORM_AT_ONCE] = {{0}};
     const ptrdiff_t last = fastnorm_last(n), rest = n % FASTNORM_AT_ONCE;
     ptrdiff_t i;
-    m.centre = m.centre ? fastnorm_last_floats(m.centre, n, copies[0]) : NULL;
-    m.slope = m.slope ? fastnorm_last_floats(m.slope, n, copies[1]) : NULL;
-    m.shift = m.shift ? fastnorm_last_floats(m.shift, n, copies[2]) : NULL;
+    m.centre = fastnorm_last_floats(m.centre, n, copies[0]);
+    m.slope = fastnorm_last_floats(m.slope, n, copies[1]);
+    m.shift = fastnorm_last_floats(m.shift, n, copies[2]);
     m.scale = fastnorm_last_floats(m.scale, n, copies[3]);
-    m.weight = m.weight ? fastnorm_last_floats(m.weight, n, copies[4]) : NULL;
+    m.weight = fastnorm_last_floats(m.weight, n, copies[4]);
     dy = fastnorm_last_columns(dy, rows, n, dy_copy), x = fastnorm_last_columns(x, rows, n, x_copy);
     if (is_gradient)
         FASTNORM_EITHER(column_gradient, dy, x, result, FASTNORM_AT_ONCE, rows, FASTNORM_AT_ONCE, m);

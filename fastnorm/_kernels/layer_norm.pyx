@@ -22,7 +22,7 @@ cimport numpy as cnp
 from fastnorm._kernels.arrays cimport data_of
 from fastnorm._kernels.engine cimport backward_rows, forward_rows
 from fastnorm._kernels.operands cimport set_operand, working_dtype
-from fastnorm._kernels.rows_task cimport Task, set_group, set_view
+from fastnorm._kernels.rows_task cimport Task, set_group, set_view, use_as_stored
 from fastnorm._kernels.vectors cimport vector_of
 
 cnp.import_array()
@@ -47,6 +47,7 @@ def forward(
     set_operand(&t.x, x, t.dtype)
     set_operand(&t.dy, None, t.dtype)
     set_operand(&t.y, y, t.dtype)
+    use_as_stored(&t)
     set_group(&t)
     t.eps = eps
     t.gamma, t.beta = data_of(gamma), data_of(beta)

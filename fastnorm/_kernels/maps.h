@@ -55,6 +55,48 @@ FASTNORM_MAP_RUN(gradient, half)
 FASTNORM_MAP_RUN(gradient, bfloat)
 FASTNORM_MAP_RUN(weighted_gradient, half)
 FASTNORM_MAP_RUN(weighted_gradient, bfloat)
+
+/* A row of layer norm: y = ((x - centre)·scale + shift)·gamma + beta. */
+FASTNORM_INLINE fastnorm_pair fastnorm_affine(
+    int is_half, fastnorm_pair x, fastnorm_numbers m, const float *gamma, const float *beta, ptrdiff_t i)
+{
+    x = fastnorm_scale_shift(x, x, m);
+    x = FASTNORM_PAIR(*, x, fastnorm_floats_or(is_half, gamma, i, 1));
+    return FASTNORM_PAIR(+, x, fastnorm_floats_or(is_half, beta, i, -0.0f)); /* adding 0 changes the sign of -0 */
+}
+
+FASTNORM_INLINE void fastnorm_affine_run(
+    int is_half, const uint16_t *x, uint16_t *y, ptrdiff_t n, fastnorm_numbers m, const float *gamma, const float *beta)
+{
+    uint16_t copy[FASTNORM_AT_ONCE] = {0};
+    float gammas[FASTNORM_AT_ONCE] = {0}, betas[FASTNORM_AT_ONCE] = {0};
+    const ptrdiff_t last = n - FASTNORM_AT_ONCE;
+    ptrdiff_t i;
+    if (last >= 0) {
+        fastnorm_pair last_x = fastnorm_load(is_half, x + last);
+        for (i = 0; i < last; i += FASTNORM_AT_ONCE)
+            fastnorm_store(is_half, y + i, fastnorm_affine(is_half, fastnorm_load(is_half, x + i), m, gamma, beta, i));
+        fastnorm_store(is_half, y + last, fastnorm_affine(is_half, last_x, m, gamma, beta, last));
+        return;
+    }
+    memcpy(copy, x, n * sizeof *copy);
+    if (gamma) gamma = memcpy(gammas, gamma, n * sizeof *gamma);
+    if (beta) beta = memcpy(betas, beta, n * sizeof *beta);
+    fastnorm_store(is_half, copy, fastnorm_affine(is_half, fastnorm_load(is_half, copy), m, gamma, beta, 0));
+    memcpy(y, copy, n * sizeof *copy);
+}
+
+FASTNORM_ONCE void fastnorm_affine_half(
+    const uint16_t *x, uint16_t *y, ptrdiff_t n, fastnorm_numbers m, const float *gamma, const float *beta)
+{
+    fastnorm_affine_run(1, x, y, n, m, gamma, beta);
+}
+
+FASTNORM_ONCE void fastnorm_affine_bfloat(
+    const uint16_t *x, uint16_t *y, ptrdiff_t n, fastnorm_numbers m, const float *gamma, const float *beta)
+{
+    fastnorm_affine_run(0, x, y, n, m, gamma, beta);
+}
 #endif
 
 static inline void fastnorm_scale_shift_sixteen(
@@ -73,6 +115,12 @@ static inline void fastnorm_weighted_gradient_sixteen(
     int is_half, const uint16_t *dy, const uint16_t *x, uint16_t *y, ptrdiff_t n, fastnorm_numbers m)
 {
     (void)FASTNORM_EITHER(weighted_gradient, dy, x, y, n, m);
+}
+
+static inline void fastnorm_affine_sixteen(
+    int is_half, const uint16_t *x, uint16_t *y, ptrdiff_t n, fastnorm_numbers m, const float *gamma, const float *beta)
+{
+    (void)FASTNORM_EITHER(affine, x, y, n, m, gamma, beta);
 }
 
 #endif

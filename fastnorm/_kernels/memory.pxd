@@ -92,7 +92,8 @@ cdef inline char* place_bytes(
     cdef Py_ssize_t end
     cdef char* target
     if w.asks:
-        n[0] = min(n[0], ASKED_BYTES // size)
+        if n[0] * size > ASKED_BYTES:  # a division takes as long as a short row
+            n[0] = ASKED_BYTES // size
         prefetch_far(p + ASKED_AHEAD, n[0] * size)
     if not w.streams:
         return p
@@ -102,7 +103,8 @@ cdef inline char* place_bytes(
         w.begin = p
         end = line_offset(p)
         w.content = w.sink.bytes + end
-    n[0] = min(n[0], (RUN_BYTES - end) // size)
+    if n[0] * size > RUN_BYTES - end:
+        n[0] = (RUN_BYTES - end) // size
     target = w.content + w.held
     w.held += n[0] * size
     return target

@@ -4,7 +4,7 @@
 #ifndef FASTNORM_PAIRS_H
 #define FASTNORM_PAIRS_H
 
-#include "convert.h"
+#include "lanes.h"
 
 #if FASTNORM_TAKES_16_BITS
 enum { FASTNORM_AT_ONCE = 2 * FASTNORM_WIDE };
@@ -121,6 +121,36 @@ static inline fastnorm_pair fastnorm_floats_of_halves(const float *p)
 static inline void fastnorm_keep_floats_of_halves(float *p, fastnorm_pair x)
 {
     fastnorm_store_floats(p, x.a), fastnorm_store_floats(p + FASTNORM_WIDE, x.b);
+}
+
+#define FASTNORM_PAIR(operation, x, y) ((fastnorm_pair){(x).a operation (y).a, (x).b operation (y).b})
+
+FASTNORM_INLINE fastnorm_pair fastnorm_load(int is_half, const uint16_t *p)
+{
+    return is_half ? fastnorm_load_half(p) : fastnorm_load_bfloat(p);
+}
+
+FASTNORM_INLINE void fastnorm_store(int is_half, uint16_t *p, fastnorm_pair x)
+{
+    is_half ? fastnorm_store_half(p, x) : fastnorm_store_bfloat(p, x);
+}
+
+FASTNORM_INLINE fastnorm_pair fastnorm_floats(int is_half, const float *p)
+{
+    return is_half ? fastnorm_floats_of_halves(p) : fastnorm_floats_of_bfloats(p);
+}
+
+FASTNORM_INLINE void fastnorm_keep_floats(int is_half, float *p, fastnorm_pair x)
+{
+    is_half ? fastnorm_keep_floats_of_halves(p, x) : fastnorm_keep_floats_of_bfloats(p, x);
+}
+
+/* From element i on, or `absent` where there are none. */
+FASTNORM_INLINE fastnorm_pair fastnorm_floats_or(int is_half, const float *p, ptrdiff_t i, float absent)
+{
+    const fastnorm_wide wide = absent - (fastnorm_wide){0};
+    const fastnorm_pair pair = {wide, wide};
+    return p ? fastnorm_floats(is_half, p + i) : pair;
 }
 #endif
 

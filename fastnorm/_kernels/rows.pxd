@@ -244,12 +244,18 @@ cdef inline void row_scale(
 
 
 cdef inline void row_affine(
-    const real* x, real* restrict y, Py_ssize_t n, real centre, real rstd, real shift,
-    bint centred, const real* gamma, const real* beta,
+    const real* x, Dtype stored, real* restrict y, Py_ssize_t n, real centre, real rstd,
+    real shift, bint centred, const real* gamma, const real* beta,
 ) noexcept nogil:
     """y = x̂·gamma + beta, where gamma, beta or both may be NULL."""
     cdef Py_ssize_t i
-    if gamma == NULL and beta == NULL:
+    cdef Numbers m
+    if real is float and (is_sixteen(stored)):
+        m.centre, m.scale, m.shift = centre if centred else 0, rstd, shift if centred else -0.0
+        sixteen.affine(
+            stored == FLOAT16, <const uint16_t*> x, <uint16_t*> y, n, m, gamma, beta
+        )
+    elif gamma == NULL and beta == NULL:
         for i in range(n):
             y[i] = standard(x[i], centre, rstd, shift, centred)
     elif beta == NULL:

@@ -3,15 +3,15 @@ x̂ = (x - mean)·rstd, or x·rstd, or x·g/‖x‖."""
 
 from libc.stdlib cimport free, malloc
 
-from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
+from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport BLOCKS_PER_THREAD, ceil_div, threads_for
-from fastnorm._kernels.memory cimport Writer, choose_route, flush, open_writer, place
+from fastnorm._kernels.memory cimport Writer, choose_route, flush, open_writer
 from fastnorm._kernels.memory cimport place_stored
 from fastnorm._kernels.moments cimport Moments, chunk_moments, chunk_squares, merge, merge_chunk
 from fastnorm._kernels.moments cimport no_moments
 from fastnorm._kernels.operands cimport Scratch, load_block, of_this_thread, release
 from fastnorm._kernels.operands cimport nth, result_block, store_block
-from fastnorm._kernels.rows cimport CHUNK, element, own, row_affine, row_scale
+from fastnorm._kernels.rows cimport CHUNK, element, is_sixteen, own, row_affine, row_scale
 from fastnorm._kernels.rows_narrow cimport forward_narrow
 from fastnorm._kernels.rows_task cimport MAX_GROUP, NARROW, PIECE, RowMap, Task
 from fastnorm._kernels.rows_task cimport finish_statistics, is_cut, is_direct
@@ -26,13 +26,17 @@ cdef inline void group_statistics(
 ) noexcept nogil:
     """Of rows of a chunk at most."""
     cdef double m2[MAX_GROUP]
+    cdef Dtype stored = t.stored
+    cdef bint centred = t.centred, as_stored = is_sixteen(stored)
     cdef Py_ssize_t k
     for k in range(count):
-        if t.centred:
+        if centred and not as_stored:  # where rows are short, it counts that the type is known
             chunk_moments(x + k * stride, own(x), t.n, ahead, &mean[k], &m2[k])
+        elif centred:
+            chunk_moments(element(x, stored, k * stride), stored, t.n, ahead, &mean[k], &m2[k])
         else:
             mean[k] = 0
-            m2[k] = chunk_squares(element(x, t.stored, k * stride), t.stored, t.n, ahead)
+            m2[k] = chunk_squares(element(x, stored, k * stride), stored, t.n, ahead)
     finish_statistics(t, index, count, mean, m2, rstd)
 
 
@@ -61,22 +65,25 @@ cdef inline void normalize(
     """n elements of a row, whose parameters begin at `start`."""
     cdef const real* gamma = shifted(<const real*> t.gamma, start)
     cdef const real* beta = shifted(<const real*> t.beta, start)
-    cdef Py_ssize_t i = 0, length
-    cdef real* target
-    while t.by_length and i < n:
-        length = n - i
-        target = <real*> place_stored(
-            writer, <char*> element(y, t.stored, i), itemsize_of(t.stored), &length
-        )
-        row_scale(element(x, t.stored, i), t.stored, target, length, <real> m.rstd)
-        i += length
+    cdef Py_ssize_t i = 0, length, size = itemsize_of(t.stored)
+    cdef char* target
     while i < n:
         length = n - i
-        target = place(writer, y + i, &length)
-        row_affine(
-            x + i, target, length, <real> m.high, <real> m.rstd, <real> m.shift, t.centred,
-            shifted(gamma, i), shifted(beta, i),
-        )
+        target = place_stored(writer, <char*> y, size, &length)
+        if t.by_length:
+            row_scale(x, t.stored, <real*> target, length, <real> m.rstd)
+        elif is_sixteen(t.stored):
+            row_affine(
+                x, t.stored, <real*> target, length, <real> m.high, <real> m.rstd,
+                <real> m.shift, t.centred, shifted(gamma, i), shifted(beta, i),
+            )
+        else:
+            row_affine(
+                x, own(x), <real*> target, length, <real> m.high, <real> m.rstd,
+                <real> m.shift, t.centred, shifted(gamma, i), shifted(beta, i),
+            )
+        x = <const real*> (<const char*> x + length * size)
+        y = <real*> (<char*> y + length * size)
         i += length
 
 
@@ -86,7 +93,7 @@ cdef inline void forward_rows(
     """Rows of a chunk at most, a group at a time."""
     cdef double mean[MAX_GROUP]
     cdef double rstd[MAX_GROUP]
-    cdef Py_ssize_t k, offset, count, ahead, x_stride, y_stride
+    cdef Py_ssize_t k, offset, count, ahead, x_stride, y_stride, size = itemsize_of(t.stored)
     cdef const real* x
     cdef real* y
     while index < last:
@@ -98,7 +105,8 @@ cdef inline void forward_rows(
         group_statistics(t, x, x_stride, index, count, ahead, mean, rstd)
         for k in range(count):
             normalize(
-                t, element(x, t.stored, k * x_stride), <real*> element(y, t.stored, k * y_stride),
+                t, <const real*> (<const char*> x + k * x_stride * size),
+                <real*> (<char*> y + k * y_stride * size),
                 parameters_of(t, index + k), t.n, row_map(t, mean[k], rstd[k]), writer,
             )
         store_block(&t.y, offset, t.n, count, t.n, y, y_stride, writer)

@@ -9,6 +9,7 @@ from fastnorm._kernels.blocks cimport ceil_div, rows_per_block
 from fastnorm._kernels.memory cimport LINE, Route, at_line
 from fastnorm._kernels.moments cimport Extent, Moments, is_usable, rescue
 from fastnorm._kernels.operands cimport BLOCK, WIDE_BLOCK, Operand, Scratch, reserve
+from fastnorm._kernels.operands cimport take_as_stored
 from fastnorm._kernels.rows cimport CHUNK
 from fastnorm._kernels.vectors cimport Vector, load, store
 
@@ -83,6 +84,14 @@ cdef inline void set_view(
 
 cdef inline bint is_direct(Task* t) noexcept nogil:
     return t.x.direct and t.y.direct and t.dy.direct
+
+
+cdef inline void use_as_stored(Task* t) noexcept nogil:
+    """Of passes whose primitives take 16 bits: all but those over narrow rows, and the gradients of
+    layer and RMS norm."""
+    if t.n >= NARROW:
+        take_as_stored(&t.x, &t.dy, &t.y, t.dtype)
+    t.stored = t.x.dtype if is_direct(t) else t.dtype
 
 
 cdef inline bint any_turned(Task* t) noexcept nogil:

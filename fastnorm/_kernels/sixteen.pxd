@@ -39,6 +39,9 @@ cdef extern from "maps.h" nogil:
     void weighted_gradient "fastnorm_weighted_gradient_sixteen"(
         bint is_half, const uint16_t* dy, const uint16_t* x, uint16_t* y, Py_ssize_t n,
         Numbers numbers)
+    void affine "fastnorm_affine_sixteen"(
+        bint is_half, const uint16_t* x, uint16_t* y, Py_ssize_t n, Numbers numbers,
+        const float* gamma, const float* beta)
 
 cdef extern from "columns.h" nogil:
     ctypedef struct ColumnNumbers "fastnorm_column_numbers":

@@ -21,9 +21,9 @@ from fastnorm._kernels.channels_task cimport Operands, plan, rescue_channel, set
 from fastnorm._kernels.channels_task cimport set_coefficients, set_operands, use_operands
 from fastnorm._kernels.engine cimport backward_rows, forward_rows, run_channels
 from fastnorm._kernels.moments cimport is_usable
-from fastnorm._kernels.operands cimport set_operand, take_as_stored, working_dtype
-from fastnorm._kernels.rows_task cimport NARROW, Task, inverse_or_zero, is_direct, set_group
-from fastnorm._kernels.rows_task cimport set_view
+from fastnorm._kernels.operands cimport set_operand, working_dtype
+from fastnorm._kernels.rows_task cimport Task, inverse_or_zero, set_group, set_view
+from fastnorm._kernels.rows_task cimport use_as_stored
 from fastnorm._kernels.vectors cimport Vector, load, store, vector_of
 
 cnp.import_array()
@@ -115,9 +115,7 @@ cdef int run_rows(
     set_operand(&t.dy, dy, t.dtype)
     set_operand(&t.y, result, t.dtype)
     t.by_length, t.eps = True, 0
-    if t.n >= NARROW:
-        take_as_stored(&t.x, &t.dy, &t.y, t.dtype)
-    t.stored = t.x.dtype if is_direct(t) else t.dtype
+    use_as_stored(t)
     set_group(t)
     t.gamma = t.beta = t.mean = t.rstd = NULL
     t.g, t.norm = vector_of(g), vector_of(norm)
