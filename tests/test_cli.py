@@ -39,7 +39,7 @@ def few_cases(monkeypatch):
 # ---- check ---------------------------------------------------------------------------------------
 
 
-def test_check(command):
+def test_whole_check(command):
     """All is right here: a line per operation, one that sums up, and status 0."""
     done = command("check", timeout=120)
     lines = done.stdout.splitlines()
