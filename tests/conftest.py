@@ -62,15 +62,14 @@ def rng():
 def memory_route():
     """A function that lets calls of any size go "in cache", "through the cache" as those that
     outgrow it, or "past the cache" where the CPU can."""
-    last_cache, streams_well = _cpu.assume_last_cache(0), _cpu.assume_streams_well(True)
 
-    def choose(route):
-        _cpu.assume_last_cache(1 << 40 if route == "in cache" else 0)
-        _cpu.assume_streams_well(route == "past the cache")
+    def assume(last_cache, streams_well):
+        return _cpu.assume_last_cache(last_cache), _cpu.assume_streams_well(streams_well)
 
-    yield choose
-    _cpu.assume_last_cache(last_cache)
-    _cpu.assume_streams_well(streams_well)
+    before = assume(0, True)
+    assume(*before)
+    yield lambda route: assume(1 << 40 if route == "in cache" else 0, route == "past the cache")
+    assume(*before)
 
 
 @pytest.fixture

@@ -108,6 +108,7 @@ LARGE_CALLS = {
 @pytest.mark.parametrize("dtype", LARGE_CALLS, ids=str)
 def test_large_calls(operation, case, dtype, pass_, memory_route):
     arrays = operation.draw(case, dtype)
+    memory_route("in cache")
     expected = run_blank(operation, pass_, case, arrays)
     blank = operation.blank(pass_, arrays)
     line = np.full(blank.size + 64, np.nan, blank.dtype)
