@@ -44,39 +44,23 @@ FASTNORM_INLINE fastnorm_pair fastnorm_sum_of(int rows, const fastnorm_pair *x)
 
 /* A few rows, 8 or 4, or a single one, of whole pairs of columns. */
 
-FASTNORM_INLINE void fastnorm_add_some_squares(
-    int is_half, int rows, fastnorm_rows x, ptrdiff_t n, float *squares, ptrdiff_t ahead)
-{
-    fastnorm_pair square[8];
-    ptrdiff_t j;
-    int i;
-    for (j = 0; j < n; j += FASTNORM_AT_ONCE) {
-        FASTNORM_UNROLL
-        for (i = 0; i < rows; ++i) {
-            if (ahead) fastnorm_prefetch_far(x.data + i * x.stride + j + ahead, FASTNORM_LINE);
-            square[i] = fastnorm_elements(is_half, x, i, j);
-            square[i] = FASTNORM_PAIR(*, square[i], square[i]);
-        }
-        fastnorm_add_floats(is_half, squares + j, fastnorm_sum_of(rows, square));
-    }
-}
-
-FASTNORM_INLINE void fastnorm_add_some_centred(
-    int is_half, int rows, fastnorm_rows x, ptrdiff_t n, const float *centre, float *sums, float *squares,
+FASTNORM_INLINE void fastnorm_add_some_columns(
+    int is_half, int centred, int rows, fastnorm_rows x, ptrdiff_t n, const float *centre, float *sums, float *squares,
     ptrdiff_t ahead)
 {
-    fastnorm_pair value[8], square[8], c;
+    fastnorm_pair value[8], square[8], c = {0};
     ptrdiff_t j;
     int i;
     for (j = 0; j < n; j += FASTNORM_AT_ONCE) {
-        c = fastnorm_floats_or(is_half, centre, j, 0);
+        if (centred) c = fastnorm_floats_or(is_half, centre, j, 0);
         FASTNORM_UNROLL
         for (i = 0; i < rows; ++i) {
             if (ahead) fastnorm_prefetch_far(x.data + i * x.stride + j + ahead, FASTNORM_LINE);
-            value[i] = FASTNORM_PAIR(-, fastnorm_elements(is_half, x, i, j), c);
+            value[i] = fastnorm_elements(is_half, x, i, j);
+            if (centred) value[i] = FASTNORM_PAIR(-, value[i], c);
             square[i] = FASTNORM_PAIR(*, value[i], value[i]);
         }
-        fastnorm_add_floats(is_half, sums + j, fastnorm_sum_of(rows, value));
+        if (centred) fastnorm_add_floats(is_half, sums + j, fastnorm_sum_of(rows, value));
         fastnorm_add_floats(is_half, squares + j, fastnorm_sum_of(rows, square));
     }
 }
@@ -128,50 +112,62 @@ FASTNORM_INLINE void fastnorm_map_columns(
     }
 }
 
-#define FASTNORM_FROM(x, row) ((fastnorm_rows){(x).data + (row) * (x).stride, (x).stride})
+FASTNORM_INLINE fastnorm_rows fastnorm_from_row(fastnorm_rows x, ptrdiff_t row)
+{
+    x.data += row * x.stride;
+    return x;
+}
 
+FASTNORM_INLINE void fastnorm_add_columns(
+    int is_half, int centred, fastnorm_rows x, ptrdiff_t rows, ptrdiff_t n, const float *centre, float *sums,
+    float *squares, ptrdiff_t ahead)
+{
+    ptrdiff_t i = 0;
+    for (; i + 8 <= rows; i += 8)
+        fastnorm_add_some_columns(
+            is_half, centred, 8, fastnorm_from_row(x, i), n, centre, sums, squares, ahead);
+    for (; i < rows; ++i)
+        fastnorm_add_some_columns(is_half, centred, 1, fastnorm_from_row(x, i), n, centre, sums, squares, 0);
+}
+
+FASTNORM_INLINE void fastnorm_add_column_gradients(
+    int is_half, fastnorm_rows dy, fastnorm_rows x, ptrdiff_t rows, ptrdiff_t n, const float *centre,
+    const float *inverse, float *sums, float *products, ptrdiff_t ahead)
+{
+    ptrdiff_t i = 0;
+    for (; i + 4 <= rows; i += 4)
+        fastnorm_add_some_gradients(
+            is_half, 4, fastnorm_from_row(dy, i), fastnorm_from_row(x, i), n, centre, inverse, sums, products, ahead);
+    for (; i < rows; ++i)
+        fastnorm_add_some_gradients(
+            is_half, 1, fastnorm_from_row(dy, i), fastnorm_from_row(x, i), n, centre, inverse, sums, products, 0);
+}
+
+/* Of either type. Where sums is NULL, the centre is 0 and its sum is not wanted. */
 #define FASTNORM_COLUMNS_OF(name, is_half)                                                                           \
-    FASTNORM_ONCE void fastnorm_column_squares_##name(                                                               \
-        fastnorm_rows x, ptrdiff_t rows, ptrdiff_t n, float *squares, ptrdiff_t ahead)                               \
-    {                                                                                                                \
-        ptrdiff_t i = 0;                                                                                             \
-        for (; i + 8 <= rows; i += 8)                                                                                \
-            fastnorm_add_some_squares(is_half, 8, FASTNORM_FROM(x, i), n, squares, ahead);                           \
-        for (; i < rows; ++i) fastnorm_add_some_squares(is_half, 1, FASTNORM_FROM(x, i), n, squares, 0);             \
-    }                                                                                                                \
-    FASTNORM_ONCE void fastnorm_column_centred_##name(                                                               \
+    FASTNORM_ONCE void fastnorm_column_sums_##name(                                                                  \
         fastnorm_rows x, ptrdiff_t rows, ptrdiff_t n, const float *centre, float *sums, float *squares,              \
         ptrdiff_t ahead)                                                                                             \
     {                                                                                                                \
-        ptrdiff_t i = 0;                                                                                             \
-        for (; i + 8 <= rows; i += 8)                                                                                \
-            fastnorm_add_some_centred(is_half, 8, FASTNORM_FROM(x, i), n, centre, sums, squares, ahead);             \
-        for (; i < rows; ++i)                                                                                        \
-            fastnorm_add_some_centred(is_half, 1, FASTNORM_FROM(x, i), n, centre, sums, squares, 0);                 \
+        if (sums)                                                                                                    \
+            fastnorm_add_columns(is_half, 1, x, rows, n, centre, sums, squares, ahead);                              \
+        else                                                                                                         \
+            fastnorm_add_columns(is_half, 0, x, rows, n, NULL, NULL, squares, ahead);                                \
     }                                                                                                                \
-    FASTNORM_ONCE void fastnorm_column_gradients_##name(                                                             \
+    FASTNORM_ONCE void fastnorm_column_gradient_sums_##name(                                                         \
         fastnorm_rows dy, fastnorm_rows x, ptrdiff_t rows, ptrdiff_t n, const float *centre, const float *inverse,   \
         float *sums, float *products, ptrdiff_t ahead)                                                               \
     {                                                                                                                \
-        ptrdiff_t i = 0;                                                                                             \
-        for (; i + 4 <= rows; i += 4)                                                                                \
-            fastnorm_add_some_gradients(                                                                             \
-                is_half, 4, FASTNORM_FROM(dy, i), FASTNORM_FROM(x, i), n, centre, inverse, sums, products, ahead);   \
-        for (; i < rows; ++i)                                                                                        \
-            fastnorm_add_some_gradients(                                                                             \
-                is_half, 1, FASTNORM_FROM(dy, i), FASTNORM_FROM(x, i), n, centre, inverse, sums, products, 0);       \
+        fastnorm_add_column_gradients(is_half, dy, x, rows, n, centre, inverse, sums, products, ahead);                     \
     }                                                                                                                \
-    FASTNORM_ONCE void fastnorm_column_scale_shift_##name(                                                           \
-        fastnorm_rows dy, fastnorm_rows x, uint16_t *y, ptrdiff_t y_stride, ptrdiff_t rows, ptrdiff_t n,             \
-        fastnorm_column_numbers m)                                                                                   \
+    FASTNORM_ONCE void fastnorm_column_map_##name(                                                                   \
+        int is_gradient, fastnorm_rows dy, fastnorm_rows x, uint16_t *y, ptrdiff_t y_stride, ptrdiff_t rows,         \
+        ptrdiff_t n, fastnorm_column_numbers m)                                                                      \
     {                                                                                                                \
-        fastnorm_map_columns(is_half, 0, dy, x, y, y_stride, rows, n, m);                                            \
-    }                                                                                                                \
-    FASTNORM_ONCE void fastnorm_column_gradient_##name(                                                              \
-        fastnorm_rows dy, fastnorm_rows x, uint16_t *y, ptrdiff_t y_stride, ptrdiff_t rows, ptrdiff_t n,             \
-        fastnorm_column_numbers m)                                                                                   \
-    {                                                                                                                \
-        fastnorm_map_columns(is_half, 1, dy, x, y, y_stride, rows, n, m);                                            \
+        if (is_gradient)                                                                                             \
+            fastnorm_map_columns(is_half, 1, dy, x, y, y_stride, rows, n, m);                                        \
+        else                                                                                                         \
+            fastnorm_map_columns(is_half, 0, dy, x, y, y_stride, rows, n, m);                                        \
     }
 
 FASTNORM_COLUMNS_OF(half, 1)
@@ -219,10 +215,7 @@ FASTNORM_ONCE void fastnorm_column_sums_of_rest(
     centre = fastnorm_last_floats(centre, n, c);
     if (sums) fastnorm_last_sums(sums, n, s);
     fastnorm_last_sums(squares, n, q);
-    if (sums)
-        FASTNORM_EITHER(column_centred, x, rows, FASTNORM_AT_ONCE, centre, s, q, 0);
-    else
-        FASTNORM_EITHER(column_squares, x, rows, FASTNORM_AT_ONCE, q, 0);
+    FASTNORM_EITHER(column_sums, x, rows, FASTNORM_AT_ONCE, centre, sums ? s : NULL, q, 0);
     if (sums) fastnorm_keep_last_sums(sums, n, s);
     fastnorm_keep_last_sums(squares, n, q);
 }
@@ -237,7 +230,7 @@ FASTNORM_ONCE void fastnorm_column_gradient_sums_of_rest(
     centre = fastnorm_last_floats(centre, n, c);
     inverse = fastnorm_last_floats(inverse, n, k);
     fastnorm_last_sums(sums, n, s), fastnorm_last_sums(products, n, p);
-    FASTNORM_EITHER(column_gradients, dy, x, rows, FASTNORM_AT_ONCE, centre, inverse, s, p, 0);
+    FASTNORM_EITHER(column_gradient_sums, dy, x, rows, FASTNORM_AT_ONCE, centre, inverse, s, p, 0);
     fastnorm_keep_last_sums(sums, n, s), fastnorm_keep_last_sums(products, n, p);
 }
 
@@ -256,10 +249,7 @@ FASTNORM_ONCE void fastnorm_column_map_of_rest(
     m.scale = fastnorm_last_floats(m.scale, n, copies[3]);
     m.weight = fastnorm_last_floats(m.weight, n, copies[4]);
     dy = fastnorm_last_columns(dy, rows, n, dy_copy), x = fastnorm_last_columns(x, rows, n, x_copy);
-    if (is_gradient)
-        FASTNORM_EITHER(column_gradient, dy, x, result, FASTNORM_AT_ONCE, rows, FASTNORM_AT_ONCE, m);
-    else
-        FASTNORM_EITHER(column_scale_shift, dy, x, result, FASTNORM_AT_ONCE, rows, FASTNORM_AT_ONCE, m);
+    FASTNORM_EITHER(column_map, is_gradient, dy, x, result, FASTNORM_AT_ONCE, rows, FASTNORM_AT_ONCE, m);
     for (i = 0; i < rows; ++i)
         memcpy(y + i * y_stride + n - rest, result + i * FASTNORM_AT_ONCE + last - rest, rest * sizeof *y);
 }
@@ -274,10 +264,7 @@ static inline void fastnorm_column_sums_sixteen(
 {
 #if FASTNORM_TAKES_16_BITS
     const ptrdiff_t rest = n % FASTNORM_AT_ONCE;
-    if (sums)
-        FASTNORM_EITHER(column_centred, x, rows, n - rest, centre, sums, squares, ahead);
-    else
-        FASTNORM_EITHER(column_squares, x, rows, n - rest, squares, ahead);
+    FASTNORM_EITHER(column_sums, x, rows, n - rest, centre, sums, squares, ahead);
     if (rest) fastnorm_column_sums_of_rest(is_half, x, rows, n, centre, sums, squares);
 #endif
 }
@@ -290,7 +277,7 @@ static inline void fastnorm_column_gradient_sums_sixteen(
 {
 #if FASTNORM_TAKES_16_BITS
     const ptrdiff_t rest = n % FASTNORM_AT_ONCE;
-    FASTNORM_EITHER(column_gradients, dy, x, rows, n - rest, centre, inverse, sums, products, ahead);
+    FASTNORM_EITHER(column_gradient_sums, dy, x, rows, n - rest, centre, inverse, sums, products, ahead);
     if (rest) fastnorm_column_gradient_sums_of_rest(is_half, dy, x, rows, n, centre, inverse, sums, products);
 #endif
 }
@@ -303,10 +290,7 @@ static inline void fastnorm_column_map_sixteen(
 {
 #if FASTNORM_TAKES_16_BITS
     const ptrdiff_t rest = n % FASTNORM_AT_ONCE;
-    if (is_gradient)
-        FASTNORM_EITHER(column_gradient, dy, x, y, y_stride, rows, n - rest, m);
-    else
-        FASTNORM_EITHER(column_scale_shift, dy, x, y, y_stride, rows, n - rest, m);
+    FASTNORM_EITHER(column_map, is_gradient, dy, x, y, y_stride, rows, n - rest, m);
     if (rest) fastnorm_column_map_of_rest(is_half, is_gradient, dy, x, y, y_stride, rows, n, m);
 #endif
 }
