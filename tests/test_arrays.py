@@ -118,6 +118,19 @@ def test_runs_of_16_bits(norm, dtype, n, rng):
 
 
 @pytest.mark.parametrize("route", ["in cache", "through the cache", "past the cache"])
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+@pytest.mark.parametrize("dtype", DTYPES[2:], ids=str)
+@pytest.mark.parametrize("rows", [1, 7, 39])
+@pytest.mark.parametrize("n", [64, 97, 1040, 4111])
+def test_row_gradients_of_16_bits(norm, dtype, rows, n, route, rng, memory_route):
+    """The same of rows that go one, two or four at a time, with finite sums over all of them."""
+    x, dy = (rng.standard_normal((rows, n)).astype(dtype) for _ in range(2))
+    memory_route(route)
+    for some in [(), (rng.standard_normal(n).astype(dtype),)]:
+        assert_taken_as_stored(norm, x.copy(), dy, some)
+
+
+@pytest.mark.parametrize("route", ["in cache", "through the cache", "past the cache"])
 @pytest.mark.parametrize("norm", ["batch_norm", "group_norm", "instance_norm", "weight_norm"])
 @pytest.mark.parametrize("dtype", DTYPES[2:], ids=str)
 @pytest.mark.parametrize(

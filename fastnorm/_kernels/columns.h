@@ -12,18 +12,7 @@ typedef struct {
     const float *centre, *slope, *shift, *scale, *weight;
 } fastnorm_column_numbers;
 
-/* Rows of elements, `stride` of them apart. */
-typedef struct {
-    const uint16_t *data;
-    ptrdiff_t stride;
-} fastnorm_rows;
-
 #if FASTNORM_TAKES_16_BITS
-FASTNORM_INLINE fastnorm_pair fastnorm_elements(int is_half, fastnorm_rows x, ptrdiff_t row, ptrdiff_t column)
-{
-    return fastnorm_load(is_half, x.data + row * x.stride + column);
-}
-
 FASTNORM_INLINE void fastnorm_add_floats(int is_half, float *p, fastnorm_pair x)
 {
     fastnorm_keep_floats(is_half, p, FASTNORM_PAIR(+, fastnorm_floats(is_half, p), x));

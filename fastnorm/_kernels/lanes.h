@@ -98,12 +98,11 @@ static inline void fastnorm_add_gradients_sixteen(
     (void)FASTNORM_EITHER(add_gradients, dy, x, n, centre, inverse, centred, ahead, sums, products);
 }
 
-/* Those who take runs as they are stored have no gamma. */
 static inline void fastnorm_gradient_sums_sixteen(
-    int is_half, const uint16_t *dy, const uint16_t *x, ptrdiff_t n, float centre, float inverse, int centred,
-    ptrdiff_t ahead, double *sum, double *products)
+    int is_half, const uint16_t *dy, const uint16_t *x, const float *gamma, ptrdiff_t n, float centre, float inverse,
+    int centred, ptrdiff_t ahead, double *sum, double *products)
 {
-    (void)FASTNORM_EITHER(gradient_sums, dy, x, NULL, n, centre, inverse, centred, ahead, sum, products);
+    (void)FASTNORM_EITHER(gradient_sums, dy, x, gamma, n, centre, inverse, centred, ahead, sum, products);
 }
 
 #endif

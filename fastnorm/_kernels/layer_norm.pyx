@@ -77,6 +77,7 @@ def backward(
     set_operand(&t.x, x, t.dtype)
     set_operand(&t.dy, dy, t.dtype)
     set_operand(&t.y, dx, t.dtype)
+    use_as_stored(&t)
     set_group(&t)
     t.gamma = data_of(gamma)
     t.mean, t.rstd = <double*> data_of(mean), <double*> data_of(rstd)

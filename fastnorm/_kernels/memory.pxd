@@ -126,14 +126,16 @@ cdef inline bint fits_rows(Py_ssize_t rows, Py_ssize_t row_bytes) noexcept nogil
     return rows * row_bytes <= (SINK if row_bytes % LINE == 0 else PAGE)
 
 
-cdef inline real* place_rows(Writer* w, real* y, Py_ssize_t rows, Py_ssize_t n) noexcept nogil:
+cdef inline char* place_rows(
+    Writer* w, char* y, Py_ssize_t rows, Py_ssize_t row_bytes
+) noexcept nogil:
     """The same for all of some rows."""
     if not (w.streams and w.direct):
         return y
     flush(w)
-    w.begin, w.content, w.held = <char*> y, w.sink.bytes, rows * n * sizeof(real)
-    if n * sizeof(real) % LINE == 0:
+    w.begin, w.content, w.held = y, w.sink.bytes, rows * row_bytes
+    if row_bytes % LINE == 0:
         # Away from where x, most often, is in its page: a load waits for a store that is whole
         # pages away, as if it were to the same place.
         w.content += (<uintptr_t> y - DISTANCE) % PAGE // LINE * LINE
-    return <real*> w.content
+    return w.content

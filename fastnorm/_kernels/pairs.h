@@ -6,6 +6,12 @@
 
 #include "lanes.h"
 
+/* Rows of elements, `stride` of them apart. */
+typedef struct {
+    const uint16_t *data;
+    ptrdiff_t stride;
+} fastnorm_rows;
+
 #if FASTNORM_TAKES_16_BITS
 enum { FASTNORM_AT_ONCE = 2 * FASTNORM_WIDE };
 
@@ -128,6 +134,11 @@ static inline void fastnorm_keep_floats_of_halves(float *p, fastnorm_pair x)
 FASTNORM_INLINE fastnorm_pair fastnorm_load(int is_half, const uint16_t *p)
 {
     return is_half ? fastnorm_load_half(p) : fastnorm_load_bfloat(p);
+}
+
+FASTNORM_INLINE fastnorm_pair fastnorm_elements(int is_half, fastnorm_rows x, ptrdiff_t row, ptrdiff_t column)
+{
+    return fastnorm_load(is_half, x.data + row * x.stride + column);
 }
 
 FASTNORM_INLINE void fastnorm_store(int is_half, uint16_t *p, fastnorm_pair x)

@@ -178,13 +178,12 @@ cdef inline void row_gradient_sums(
     const real* dy, const real* x, Dtype stored, const real* gamma, Py_ssize_t n, real centre,
     real inverse, bint centred, Py_ssize_t ahead, double* total, double* products,
 ) noexcept nogil:
-    """Σh and Σ(h·x̂), likewise, with h = dy·gamma, or dy where gamma is NULL,
-    as it is with 16 bits."""
+    """Σh and Σ(h·x̂), likewise, with h = dy·gamma, or dy where gamma is NULL."""
     if real is float:
         if is_sixteen(stored):
             sixteen.gradient_sums(
-                stored == FLOAT16, <const uint16_t*> dy, <const uint16_t*> x, n, centre, inverse,
-                centred, ahead, total, products,
+                stored == FLOAT16, <const uint16_t*> dy, <const uint16_t*> x, gamma, n, centre,
+                inverse, centred, ahead, total, products,
             )
         else:
             gradient_sums_float(

@@ -6,20 +6,23 @@ RMS norm has no Σh/N, which is what flows through the mean. Weight norm has nei
 and with x̂ = x/‖x‖ sums instead of means: dx = g/‖x‖·(dy - x̂·Σ(dy·x̂)).
 """
 
+from libc.stdint cimport uint16_t
 from libc.stdlib cimport calloc, free, malloc
 
-from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
+from fastnorm._kernels cimport sixteen
+from fastnorm._kernels.arrays cimport FLOAT16, FLOAT32, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div, threads_for
 from fastnorm._kernels.memory cimport IN_CACHE, PAST_CACHE, Writer, choose_route, fits_rows
-from fastnorm._kernels.memory cimport flush, open_writer, place, place_rows, place_stored
+from fastnorm._kernels.memory cimport flush, open_writer, place_rows, place_stored
 from fastnorm._kernels.operands cimport Scratch, load_block, of_this_thread, release
 from fastnorm._kernels.operands cimport nth, result_block, store_block
-from fastnorm._kernels.rows cimport CHUNK, element, row_gradient_sums, row_slope
+from fastnorm._kernels.rows cimport CHUNK, element, is_sixteen, row_gradient_sums, row_slope
 from fastnorm._kernels.rows_narrow cimport backward_narrow
 from fastnorm._kernels.rows_task cimport FLUSH_ROWS, MAX_GROUP, NARROW, PIECE, RowMap, RowSums
 from fastnorm._kernels.rows_task cimport Task, allocate_partials, is_cut, is_direct, kept_map
 from fastnorm._kernels.rows_task cimport parameters_of, piece_length, reserve_scratch
 from fastnorm._kernels.rows_task cimport shifted
+from fastnorm._kernels.sixteen cimport GradientParameters, Rows
 from fastnorm._kernels.vectors cimport store
 from fastnorm._pool cimport parallel_for
 
@@ -101,12 +104,23 @@ cdef inline void row_numbers(
 
 cdef inline void row_gradients(
     Py_ssize_t rows, bint centred, const real* dy, Py_ssize_t dy_step, const real* x,
-    Py_ssize_t x_step, const real* gamma, real* dx, Py_ssize_t dx_step, real* dgamma, real* dbeta,
-    Py_ssize_t n, const real* numbers, Py_ssize_t ahead, Py_ssize_t dx_ahead,
+    Py_ssize_t x_step, Dtype stored, const real* gamma, real* dx, Py_ssize_t dx_step,
+    real* dgamma, real* dbeta, Py_ssize_t n, const real* numbers, Py_ssize_t ahead,
+    Py_ssize_t dx_ahead,
 ) noexcept nogil:
     """dx = scale·(h - Σh/N - x̂·Σ(h·x̂)/N);  dgamma += dy·x̂;  dbeta += dy, for 1, 2 or 4 rows.
     x is asked for `ahead` elements further on, and dx likewise."""
-    if real is float:
+    cdef GradientParameters p
+    cdef Rows dy_rows, x_rows
+    if real is float and (is_sixteen(stored)):
+        p.gamma, p.numbers, p.dgamma, p.dbeta = gamma, numbers, dgamma, dbeta
+        dy_rows.data, dy_rows.stride = <const uint16_t*> dy, dy_step
+        x_rows.data, x_rows.stride = <const uint16_t*> x, x_step
+        sixteen.row_gradients(
+            stored == FLOAT16, rows, centred, dy_rows, x_rows, <uint16_t*> dx, dx_step, n, p,
+            ahead, dx_ahead,
+        )
+    elif real is float:
         row_gradients_float(
             rows, centred, dy, dy_step, x, x_step, gamma, dx, dx_step, dgamma, dbeta, n, numbers,
             ahead, dx_ahead,
@@ -146,17 +160,20 @@ cdef inline void gradients(
     """The same for n elements of one row, whose parameters begin at `start`."""
     cdef real numbers[ROW_NUMBERS]
     cdef Py_ssize_t i = 0, length
-    cdef real* target
+    cdef char* target
     if t.by_length:
         length_gradients(t, x, dy, dx, n, m[0], sums[0], writer, ahead)
         return
     row_numbers(t, m, sums, 1, numbers)
     while i < n:
         length = n - i
-        target = place(writer, dx + i, &length)
+        target = place_stored(
+            writer, <char*> element(dx, t.stored, i), itemsize_of(t.stored), &length
+        )
         row_gradients(
-            1, t.centred, dy + i, 0, x + i, 0, shifted(<const real*> t.gamma, start + i), target,
-            0, further(dgamma, i), further(dbeta, i), length, numbers, ahead, <Py_ssize_t> 0,
+            1, t.centred, element(dy, t.stored, i), 0, element(x, t.stored, i), 0, t.stored,
+            shifted(<const real*> t.gamma, start + i), <real*> target, 0, further(dgamma, i),
+            further(dbeta, i), length, numbers, ahead, <Py_ssize_t> 0,
         )
         i += length
 
@@ -169,7 +186,9 @@ cdef inline Py_ssize_t rows_at_once(
     cdef Py_ssize_t rows = 4 if count >= 4 else 2 if count >= 2 else 1
     if dgamma == NULL or step or t.period > 1:
         return 1
-    while t.route == PAST_CACHE and rows > 1 and not fits_rows(rows, t.n * itemsize_of(t.dtype)):
+    while t.route == PAST_CACHE and rows > 1 and not fits_rows(
+        rows, t.n * itemsize_of(t.stored)
+    ):
         rows //= 2
     return rows
 
@@ -205,8 +224,9 @@ cdef inline void group_gradients(
         return
     row_numbers(t, maps, sums, rows, numbers)
     row_gradients(
-        rows, t.centred, dy, dy_step, x, x_step, <const real*> t.gamma,
-        place_rows(writer, dx, rows, t.n), dx_step, dgamma, dbeta, t.n, numbers, ahead,
+        rows, t.centred, dy, dy_step, x, x_step, t.stored, <const real*> t.gamma,
+        <real*> place_rows(writer, <char*> dx, rows, t.n * itemsize_of(t.stored)), dx_step,
+        dgamma, dbeta, t.n, numbers, ahead,
         rows * t.n if writer.asks and writer.direct else 0,
     )
 

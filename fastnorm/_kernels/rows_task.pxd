@@ -87,8 +87,7 @@ cdef inline bint is_direct(Task* t) noexcept nogil:
 
 
 cdef inline void use_as_stored(Task* t) noexcept nogil:
-    """Of passes whose primitives take 16 bits: all but those over narrow rows, and the gradients of
-    layer and RMS norm."""
+    """Of passes whose primitives take 16 bits: all but those over narrow rows."""
     if t.n >= NARROW:
         take_as_stored(&t.x, &t.dy, &t.y, t.dtype)
     t.stored = t.x.dtype if is_direct(t) else t.dtype

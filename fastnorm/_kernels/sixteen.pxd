@@ -1,6 +1,6 @@
-"""What lanes.h and maps.h have for runs of 16 bits, float16 or bfloat16, and columns.h for columns
-of them, which become float as they are loaded and are rounded as they are stored. The sums are, bit
-by bit, those of a copy in float.
+"""What lanes.h and maps.h have for runs of 16 bits, float16 or bfloat16, row_gradients.h for rows
+and columns.h for columns of them, which become float as they are loaded and are rounded as they
+are stored. The sums are, bit by bit, those of a copy in float.
 """
 
 from libc.stdint cimport uint16_t
@@ -24,8 +24,8 @@ cdef extern from "lanes.h" nogil:
         bint is_half, const uint16_t* dy, const uint16_t* x, Py_ssize_t n, float centre,
         float inverse, bint centred, Py_ssize_t ahead, float* sums, float* products)
     void gradient_sums "fastnorm_gradient_sums_sixteen"(
-        bint is_half, const uint16_t* dy, const uint16_t* x, Py_ssize_t n, float centre,
-        float inverse, bint centred, Py_ssize_t ahead, double* sum, double* products)
+        bint is_half, const uint16_t* dy, const uint16_t* x, const float* gamma, Py_ssize_t n,
+        float centre, float inverse, bint centred, Py_ssize_t ahead, double* sum, double* products)
 
 cdef extern from "maps.h" nogil:
     ctypedef struct Numbers "fastnorm_numbers":
@@ -43,6 +43,22 @@ cdef extern from "maps.h" nogil:
         bint is_half, const uint16_t* x, uint16_t* y, Py_ssize_t n, Numbers numbers,
         const float* gamma, const float* beta)
 
+cdef extern from "pairs.h" nogil:
+    ctypedef struct Rows "fastnorm_rows":
+        const uint16_t* data
+        Py_ssize_t stride
+
+cdef extern from "row_gradients.h" nogil:
+    ctypedef struct GradientParameters "fastnorm_gradient_parameters":
+        const float* gamma
+        const float* numbers
+        float* dgamma
+        float* dbeta
+    void row_gradients "fastnorm_row_gradients_sixteen"(
+        bint is_half, Py_ssize_t rows, bint centred, Rows dy, Rows x, uint16_t* dx,
+        Py_ssize_t dx_stride, Py_ssize_t n, GradientParameters parameters, Py_ssize_t ahead,
+        Py_ssize_t dx_ahead)
+
 cdef extern from "columns.h" nogil:
     ctypedef struct ColumnNumbers "fastnorm_column_numbers":
         const float* centre
@@ -50,9 +66,6 @@ cdef extern from "columns.h" nogil:
         const float* shift
         const float* scale
         const float* weight
-    ctypedef struct Rows "fastnorm_rows":
-        const uint16_t* data
-        Py_ssize_t stride
     void column_sums "fastnorm_column_sums_sixteen"(
         bint is_half, Rows x, Py_ssize_t rows, Py_ssize_t n, const float* centre,
         float* sums, float* squares, Py_ssize_t ahead)

@@ -1,0 +1,135 @@
+/* Gradients of rows of 16 bits: what sums.h has as `row_gradients` for float and double, bit by bit as of a copy in
+   float. */
+#ifndef FASTNORM_ROW_GRADIENTS_H
+#define FASTNORM_ROW_GRADIENTS_H
+
+#include "lanes.h"
+#include "pairs.h"
+
+/* Of some rows, what `row_gradients` takes beside their elements: gamma may be NULL. Not centred: there is no dbeta. */
+typedef struct {
+    const float *gamma, *numbers;
+    float *dgamma, *dbeta;
+} fastnorm_gradient_parameters;
+
+#if FASTNORM_TAKES_16_BITS
+typedef struct {
+    fastnorm_pair gamma, dgamma, dbeta;
+} fastnorm_parameter_pairs;
+
+FASTNORM_INLINE fastnorm_parameter_pairs fastnorm_parameters_at(
+    int is_half, int centred, fastnorm_gradient_parameters p, ptrdiff_t i)
+{
+    fastnorm_parameter_pairs at = {{0}};
+    at.gamma = fastnorm_floats_or(is_half, p.gamma, i, 1);
+    at.dgamma = fastnorm_floats(is_half, p.dgamma + i);
+    if (centred) at.dbeta = fastnorm_floats(is_half, p.dbeta + i);
+    return at;
+}
+
+/* dx of one vector, from the six numbers of its row. */
+FASTNORM_INLINE fastnorm_wide fastnorm_row_gradient(
+    int centred, fastnorm_wide dy, fastnorm_wide x, fastnorm_wide gamma, const float *r, fastnorm_wide *dgamma,
+    fastnorm_wide *dbeta)
+{
+    fastnorm_wide x_hat = centred ? (x - r[0]) * r[1] + r[2] : x * r[1], h = dy * gamma;
+    *dgamma += dy * x_hat;
+    if (centred) *dbeta += dy, h -= r[4];
+    return (h - x_hat * r[5]) * r[3];
+}
+
+/* A pair of columns from i on, whose parameters are `at`. */
+FASTNORM_INLINE void fastnorm_pair_gradients(
+    int is_half, int rows, int centred, fastnorm_rows dy, fastnorm_rows x, uint16_t *dx, ptrdiff_t dx_stride,
+    ptrdiff_t i, fastnorm_gradient_parameters p, fastnorm_parameter_pairs at)
+{
+    ptrdiff_t k;
+    FASTNORM_UNROLL
+    for (k = 0; k < rows; ++k) {
+        const float *r = p.numbers + k * FASTNORM_ROW_NUMBERS;
+        fastnorm_pair d = fastnorm_elements(is_half, dy, k, i), v = fastnorm_elements(is_half, x, k, i);
+        d.a = fastnorm_row_gradient(centred, d.a, v.a, at.gamma.a, r, &at.dgamma.a, &at.dbeta.a);
+        d.b = fastnorm_row_gradient(centred, d.b, v.b, at.gamma.b, r, &at.dgamma.b, &at.dbeta.b);
+        fastnorm_store(is_half, dx + k * dx_stride + i, d);
+    }
+    fastnorm_keep_floats(is_half, p.dgamma + i, at.dgamma);
+    if (centred) fastnorm_keep_floats(is_half, p.dbeta + i, at.dbeta);
+}
+
+/* Of n elements, a whole pair at least. What the last share with those before them is done twice, from the same sums. */
+FASTNORM_INLINE void fastnorm_run_gradients(
+    int is_half, int rows, int centred, fastnorm_rows dy, fastnorm_rows x, uint16_t *dx, ptrdiff_t dx_stride,
+    ptrdiff_t n, fastnorm_gradient_parameters p, ptrdiff_t ahead, ptrdiff_t dx_ahead)
+{
+    const ptrdiff_t last = n - FASTNORM_AT_ONCE;
+    const fastnorm_parameter_pairs at_last = fastnorm_parameters_at(is_half, centred, p, last);
+    ptrdiff_t i = 0, k;
+    while (i < last) {
+        const ptrdiff_t stop = last - i < FASTNORM_EVENLY ? last : i + FASTNORM_EVENLY;
+        for (k = 0; ahead && k < rows; ++k)
+            fastnorm_prefetch_far(x.data + k * x.stride + i + ahead, (stop - i) * sizeof *x.data);
+        for (k = 0; dx_ahead && k < rows; ++k)
+            fastnorm_prefetch_far(dx + k * dx_stride + i + dx_ahead, (stop - i) * sizeof *dx);
+        for (; i < stop; i += FASTNORM_AT_ONCE)
+            fastnorm_pair_gradients(
+                is_half, rows, centred, dy, x, dx, dx_stride, i, p, fastnorm_parameters_at(is_half, centred, p, i));
+    }
+    fastnorm_pair_gradients(is_half, rows, centred, dy, x, dx, dx_stride, last, p, at_last);
+}
+
+/* One loop for each kind. */
+FASTNORM_INLINE void fastnorm_gradients(
+    int is_half, ptrdiff_t rows, int centred, fastnorm_rows dy, fastnorm_rows x, uint16_t *dx, ptrdiff_t dx_stride,
+    ptrdiff_t n, fastnorm_gradient_parameters p, ptrdiff_t ahead, ptrdiff_t dx_ahead)
+{
+#define KIND(rows, centred) \
+    fastnorm_run_gradients(is_half, rows, centred, dy, x, dx, dx_stride, n, p, ahead, dx_ahead)
+    if (rows == 4) centred ? KIND(4, 1) : KIND(4, 0);
+    else if (rows == 2) centred ? KIND(2, 1) : KIND(2, 0);
+    else centred ? KIND(1, 1) : KIND(1, 0);
+#undef KIND
+}
+
+FASTNORM_ONCE void fastnorm_row_gradients_half(
+    ptrdiff_t rows, int centred, fastnorm_rows dy, fastnorm_rows x, uint16_t *dx, ptrdiff_t dx_stride, ptrdiff_t n,
+    fastnorm_gradient_parameters p, ptrdiff_t ahead, ptrdiff_t dx_ahead)
+{
+    fastnorm_gradients(1, rows, centred, dy, x, dx, dx_stride, n, p, ahead, dx_ahead);
+}
+
+FASTNORM_ONCE void fastnorm_row_gradients_bfloat(
+    ptrdiff_t rows, int centred, fastnorm_rows dy, fastnorm_rows x, uint16_t *dx, ptrdiff_t dx_stride, ptrdiff_t n,
+    fastnorm_gradient_parameters p, ptrdiff_t ahead, ptrdiff_t dx_ahead)
+{
+    fastnorm_gradients(0, rows, centred, dy, x, dx, dx_stride, n, p, ahead, dx_ahead);
+}
+
+/* Of one row of less than a pair, in copies. */
+FASTNORM_ONCE void fastnorm_short_gradients(
+    int is_half, int centred, const uint16_t *dy, const uint16_t *x, uint16_t *dx, ptrdiff_t n,
+    fastnorm_gradient_parameters p)
+{
+    uint16_t from[2][FASTNORM_AT_ONCE] = {{0}}, to[FASTNORM_AT_ONCE];
+    float floats[3][FASTNORM_AT_ONCE] = {{0}};
+    const fastnorm_rows dy_copy = {memcpy(from[0], dy, n * sizeof *dy), 0}, x_copy = {memcpy(from[1], x, n * sizeof *x), 0};
+    fastnorm_gradient_parameters copy = {NULL, p.numbers, memcpy(floats[0], p.dgamma, n * sizeof *p.dgamma), NULL};
+    if (p.gamma) copy.gamma = memcpy(floats[1], p.gamma, n * sizeof *p.gamma);
+    if (centred) copy.dbeta = memcpy(floats[2], p.dbeta, n * sizeof *p.dbeta);
+    FASTNORM_EITHER(row_gradients, 1, centred, dy_copy, x_copy, to, 0, FASTNORM_AT_ONCE, copy, 0, 0);
+    memcpy(dx, to, n * sizeof *dx), memcpy(p.dgamma, copy.dgamma, n * sizeof *p.dgamma);
+    if (centred) memcpy(p.dbeta, copy.dbeta, n * sizeof *p.dbeta);
+}
+#endif
+
+/* Of 1, 2 or 4 rows, or fewer elements than a pair of one. */
+static inline void fastnorm_row_gradients_sixteen(
+    int is_half, ptrdiff_t rows, int centred, fastnorm_rows dy, fastnorm_rows x, uint16_t *dx, ptrdiff_t dx_stride,
+    ptrdiff_t n, fastnorm_gradient_parameters p, ptrdiff_t ahead, ptrdiff_t dx_ahead)
+{
+#if FASTNORM_TAKES_16_BITS
+    if (n < FASTNORM_AT_ONCE) fastnorm_short_gradients(is_half, centred, dy.data, x.data, dx, n, p);
+    else FASTNORM_EITHER(row_gradients, rows, centred, dy, x, dx, dx_stride, n, p, ahead, dx_ahead);
+#endif
+}
+
+#endif
