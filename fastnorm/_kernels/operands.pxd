@@ -33,7 +33,7 @@ cdef enum:
     WIDE_BLOCK = 262144         # or of many rows
     SCRATCH_ROWS = 256          # that either has, at most
     PADDING = 256               # bytes for each, to begin on a line
-    WIDE = 512                  # bytes side by side that are worth streaming, and not asking for
+    WIDE = 512                  # bytes side by side that are worth streaming
     SIDE = 16                   # of the tiles in which rows and columns change places
 
 
@@ -188,17 +188,23 @@ cdef inline Py_ssize_t adjacent_rows(
 ) noexcept nogil:
     """How many rows of a block, from that at p on, each within the last axis, are equally far apart
     in memory, though nearer to each other than the elements of a row; and how far, in bytes."""
-    cdef Py_ssize_t run, count = 1, last = o.stride[o.axes - 1]
-    if rows == 1 or n == 1 or last == itemsize_of(o.dtype):
+    cdef int last = o.axes - 1
+    if rows == 1 or n == 1 or last == 0 or step != o.size[last]:
         return 1
-    stride[0] = address(o, index + step, &run) - p
-    if llabs(stride[0]) >= llabs(last):
+    stride[0] = o.stride[last - 1]
+    if llabs(stride[0]) >= llabs(o.stride[last]):
         return 1
-    while count < min(rows, <Py_ssize_t> SCRATCH_ROWS):
-        if address(o, index + count * step, &run) != p + count * stride[0] or run < n:
-            break
-        count += 1
-    return count
+    return min(
+        min(rows, <Py_ssize_t> SCRATCH_ROWS), o.size[last - 1] - index // step % o.size[last - 1]
+    )
+
+
+cdef inline void ask_tile(
+    const char* p, Py_ssize_t step, Py_ssize_t num_bytes, Py_ssize_t j, Py_ssize_t n
+) noexcept nogil:
+    """For what the next tile, after that of the elements from j on, has in the place where the
+    first has the run at p: it is one of the same rows, or the first of those that follow them."""
+    prefetch(p + ((j + SIDE) * step if j + SIDE < n else num_bytes), num_bytes)
 
 
 cdef inline void read_turned(
@@ -206,17 +212,16 @@ cdef inline void read_turned(
     real* to, Py_ssize_t to_stride,
 ) noexcept nogil:
     """At most SCRATCH_ROWS rows that are `stride` bytes apart: SIDE elements of all of them at a
-    time, since rows are nearer to each other than the elements of a row. Where few rows lie side by
-    side, what follows them is wanted next."""
+    time, since rows are nearer to each other than the elements of a row."""
     cdef real tile[SIDE * (SCRATCH_ROWS + SIDE)]
     cdef Py_ssize_t j = 0, k, width, step = o.stride[o.axes - 1], apart = padded(rows)
-    cdef bint asks = stride == itemsize_of(o.dtype) and rows * stride < WIDE
+    cdef bint asks = stride == itemsize_of(o.dtype)
     while j < n:
         width = min(n - j, <Py_ssize_t> SIDE)
         for k in range(width):
-            read_run(o.dtype, p + (j + k) * step, stride, rows, 0, tile + k * apart)
             if asks:
-                prefetch(p + (j + k) * step + rows * stride, rows * stride)
+                ask_tile(p + k * step, step, rows * stride, j, n)
+            read_run(o.dtype, p + (j + k) * step, stride, rows, 0, tile + k * apart)
         transpose(tile, apart, width, rows, to + j, to_stride)
         j += width
 
@@ -243,17 +248,18 @@ cdef inline void write_turned(
     cdef real tile[SIDE * (SCRATCH_ROWS + SIDE)]
     cdef Py_ssize_t j = 0, k, width, step = o.stride[o.axes - 1], apart = padded(rows)
     cdef bint side_by_side = stride == itemsize_of(o.dtype)
-    cdef bint is_wide = side_by_side and rows * stride >= WIDE, asks = side_by_side and not is_wide
+    cdef bint streams = side_by_side and rows * stride >= WIDE and writer.streams
+    cdef bint asks = side_by_side and not streams
     while j < n:
         width = min(n - j, <Py_ssize_t> SIDE)
         transpose(values + j, values_stride, rows, width, tile, apart)
         for k in range(width):
-            if is_wide:
+            if asks:
+                ask_tile(p + k * step, step, rows * stride, j, n)
+            if streams:
                 write_strided(o, tile + k * apart, rows, p + (j + k) * step, stride, writer)
             else:
                 write_run(o.dtype, tile + k * apart, rows, p + (j + k) * step, stride)
-            if asks:
-                prefetch(p + (j + k) * step + rows * stride, rows * stride)
         j += width
 
 
