@@ -60,17 +60,52 @@ def test_layouts_of_large_input(operation, case, dtype, layout):
     assert_layout_does_not_matter(operation, case, dtype, ANY_LAYOUT[layout])
 
 
-@pytest.mark.parametrize("shape", [(500, 100), (200, 65)], ids=str)
-@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
-def test_parameter_gradients_of_turned_rows(norm, shape, rng):
-    """Turned rows go through the passes in larger groups, which must not show in the sums."""
-    x, dy = (rng.standard_normal(shape, dtype=np.float32) for _ in range(2))
+def assert_same_bits_side_by_side(norm, x, dy, parameters, **options):
+    """Rows that are nearer to each other than their elements are, as those of rows one by one."""
+    assert x.strides[-1] > x.strides[0] or x.strides[-1] > x.strides[-2]
     forward, backward = getattr(fn, norm + "_forward"), getattr(fn, norm + "_backward")
-    gamma = np.ones(shape[1], np.float32)
-    expected = backward(dy, forward(x, gamma)[1])
-    turned = backward(np.asfortranarray(dy), forward(np.asfortranarray(x), gamma)[1])
-    for gradient, right in zip(turned, expected, strict=True):
-        assert (gradient is None and right is None) or gradient.tobytes() == right.tobytes()
+    results = []
+    for some_x, some_dy in [(x, dy), (x.copy("C"), dy.copy("C"))]:
+        with np.errstate(all="ignore"):
+            y, cache = forward(some_x, *parameters, **options)
+            results.append([y, *backward(some_dy, cache)])
+    for a, b in zip(*results, strict=True):
+        assert (a is None and b is None) or a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("route", ["in cache", "through the cache", "past the cache"])
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(3, 64, 7, 7), (1, 65, 150, 2), (40, 100, 3), (2, 513, 17), (1, 768, 300), (2, 1030, 33)],
+    ids=str,
+)
+def test_rows_side_by_side(norm, dtype, shape, route, rng, memory_route):
+    """Those over axis 1, in groups that a tile may cut. One is far from 0, one overflows when it
+    is squared, one is constant."""
+    x, dy = (rng.standard_normal(shape).astype(dtype) for _ in range(2))
+    x[-1, :, 1] += 1000
+    x[0, :, -1] *= np.finfo(np.float32).max / 1e4 if x.itemsize > 2 else 1
+    x[0, :, 0] = 3
+    gamma, beta = rng.standard_normal((2, shape[1])).astype(dtype)
+    memory_route(route)
+    for parameters in [(), (gamma,) if norm == "rms_norm" else (gamma, beta)]:
+        assert_same_bits_side_by_side(
+            norm, np.moveaxis(x, 1, -1), np.moveaxis(dy, 1, -1), parameters
+        )
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm", "weight_norm"])
+@pytest.mark.parametrize("shape", [(500, 100), (200, 65), (70, 1030)], ids=str)
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_turned_rows(norm, shape, num_threads, rng):
+    """They go through the passes in larger groups, which must not show in the sums."""
+    x, dy = (np.asfortranarray(rng.standard_normal(shape, dtype=np.float32)) for _ in range(2))
+    parameters = (rng.standard_normal(shape[0] if norm == "weight_norm" else shape[1]),)
+    options = {"axis": 0} if norm == "weight_norm" else {}
+    with fn.num_threads(num_threads):
+        assert_same_bits_side_by_side(norm, x, dy, parameters, **options)
 
 
 def assert_taken_as_stored(norm, x, dy, parameters, **options):

@@ -111,17 +111,37 @@ static inline fastnorm_bfloat fastnorm_double_to_bfloat(double x) { return fastn
             for (i = 0; i < n; ++i) s = encode(from[i]), memcpy(p + i * stride, &s, sizeof s);                       \
     }
 
-FASTNORM_READ(float, float, float, )
+/* The same where nothing changes. */
+#define FASTNORM_COPY(real)                                                                                          \
+    FASTNORM_ONCE void fastnorm_read_##real##_##real(                                                                \
+        const void *from, ptrdiff_t stride, ptrdiff_t n, ptrdiff_t ahead, real *restrict to)                         \
+    {                                                                                                                \
+        const char *p = (const char *)from;                                                                          \
+        ptrdiff_t i;                                                                                                 \
+        if (stride == sizeof *to && ahead) fastnorm_prefetch(p + ahead, n * sizeof *to);                             \
+        if (stride == sizeof *to) memcpy(to, p, n * sizeof *to);                                                     \
+        else                                                                                                         \
+            for (i = 0; i < n; ++i) memcpy(to + i, p + i * stride, sizeof *to);                                      \
+    }                                                                                                                \
+    FASTNORM_ONCE void fastnorm_write_##real##_##real(                                                               \
+        const real *restrict from, ptrdiff_t n, void *to, ptrdiff_t stride)                                          \
+    {                                                                                                                \
+        char *p = (char *)to;                                                                                        \
+        ptrdiff_t i;                                                                                                 \
+        if (stride == sizeof *from) memcpy(p, from, n * sizeof *from);                                               \
+        else                                                                                                         \
+            for (i = 0; i < n; ++i) memcpy(p + i * stride, from + i, sizeof *from);                                  \
+    }
+
+FASTNORM_COPY(float)
+FASTNORM_COPY(double)
 FASTNORM_READ(float, float, double, )
 FASTNORM_READ(double, double, float, (float))
-FASTNORM_READ(double, double, double, )
 FASTNORM_READ(bfloat, fastnorm_bfloat, double, fastnorm_from_bfloat)
 FASTNORM_READ(half, fastnorm_half, double, fastnorm_from_half)
 
-FASTNORM_WRITE(float, float, float, )
 FASTNORM_WRITE(float, float, double, (float))
 FASTNORM_WRITE(double, double, float, )
-FASTNORM_WRITE(double, double, double, )
 FASTNORM_WRITE(bfloat, fastnorm_bfloat, double, fastnorm_double_to_bfloat)
 FASTNORM_WRITE(half, fastnorm_half, double, fastnorm_double_to_half)
 

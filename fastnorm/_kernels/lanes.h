@@ -17,6 +17,7 @@ enum {
     FASTNORM_ALL_LANES = FASTNORM_LANES + FASTNORM_TAIL + 1,
     FASTNORM_SHORT = 512, /* elements: 16 additions to a lane */
     FASTNORM_GUESSED = 32,
+    FASTNORM_SIDE = 16,   /* of the tiles in which rows and columns change places */
     FASTNORM_EVENLY = 64, /* elements between two requests for memory */
     FASTNORM_ROW_NUMBERS = 6
 };
@@ -39,6 +40,19 @@ enum {
 #define FASTNORM_UNROLL
 #define FASTNORM_INLINE static inline
 #endif
+
+/* Of a run of n elements, what a lane adds up. */
+typedef struct {
+    ptrdiff_t first, stop, step;
+} fastnorm_share;
+
+static inline fastnorm_share fastnorm_share_of(ptrdiff_t lane, ptrdiff_t n)
+{
+    const ptrdiff_t whole = n - n % FASTNORM_LANES, eights = n - n % FASTNORM_TAIL;
+    const fastnorm_share main = {lane, whole, FASTNORM_LANES}, rest = {eights, n, 1};
+    const fastnorm_share tail = {whole + lane - FASTNORM_LANES, eights, FASTNORM_TAIL};
+    return lane < FASTNORM_LANES ? main : lane < FASTNORM_LANES + FASTNORM_TAIL ? tail : rest;
+}
 
 #define real float
 #define FASTNORM_NAME(name) fastnorm_##name##_float

@@ -15,7 +15,7 @@ from libc.stdlib cimport free, llabs, malloc
 from fastnorm._kernels.arrays cimport FLOAT32, FLOAT64, NONE, Dtype, data_of, dtype_of
 from fastnorm._kernels.arrays cimport itemsize_of, real
 from fastnorm._kernels.convert cimport read_run, write_run
-from fastnorm._kernels.memory cimport LINE, Writer, at_line, place_bytes, prefetch
+from fastnorm._kernels.memory cimport LINE, Writer, at_line, place_bytes, prefetch_far
 from fastnorm._kernels.sixteen cimport TAKES_16_BITS
 from fastnorm._pool cimport participant
 
@@ -24,6 +24,10 @@ cdef extern from "transpose.h" nogil:
         const float*, Py_ssize_t, Py_ssize_t, Py_ssize_t, float*, Py_ssize_t)
     void transpose_double "fastnorm_transpose_double"(
         const double*, Py_ssize_t, Py_ssize_t, Py_ssize_t, double*, Py_ssize_t)
+
+cdef extern from "lanes.h" nogil:
+    enum:
+        SIDE "FASTNORM_SIDE"
 
 cdef enum:
     MAX_AXES = 64               # NumPy's limit
@@ -34,7 +38,6 @@ cdef enum:
     SCRATCH_ROWS = 256          # that either has, at most
     PADDING = 256               # bytes for each, to begin on a line
     WIDE = 512                  # bytes side by side that are worth streaming
-    SIDE = 16                   # of the tiles in which rows and columns change places
 
 
 # Memory for blocks of three arrays, which every thread has for itself. It is not on the stack: a
@@ -199,12 +202,24 @@ cdef inline Py_ssize_t adjacent_rows(
     )
 
 
-cdef inline void ask_tile(
-    const char* p, Py_ssize_t step, Py_ssize_t num_bytes, Py_ssize_t j, Py_ssize_t n
+cdef inline void ask_run(
+    const char* p, Py_ssize_t step, Py_ssize_t num_bytes, Py_ssize_t i, Py_ssize_t n
 ) noexcept nogil:
-    """For what the next tile, after that of the elements from j on, has in the place where the
-    first has the run at p: it is one of the same rows, or the first of those that follow them."""
-    prefetch(p + ((j + SIDE) * step if j + SIDE < n else num_bytes), num_bytes)
+    """For what adjacent rows, the first of which begins at p, have SIDE elements after element i;
+    at their end, for the first elements of the rows that follow."""
+    i += SIDE
+    prefetch_far(p + (i * step if i < n else (i - n) * step + num_bytes), num_bytes)
+
+
+cdef inline void read_across(
+    const Operand* o, const char* p, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t i, Py_ssize_t n,
+    real* to,
+) noexcept nogil:
+    """Element i of rows that are `stride` bytes apart from p on, and have n elements."""
+    cdef Py_ssize_t step = o.stride[o.axes - 1]
+    if stride == itemsize_of(o.dtype):
+        ask_run(p, step, rows * stride, i, n)
+    read_run(o.dtype, p + i * step, stride, rows, 0, to)
 
 
 cdef inline void read_turned(
@@ -214,14 +229,11 @@ cdef inline void read_turned(
     """At most SCRATCH_ROWS rows that are `stride` bytes apart: SIDE elements of all of them at a
     time, since rows are nearer to each other than the elements of a row."""
     cdef real tile[SIDE * (SCRATCH_ROWS + SIDE)]
-    cdef Py_ssize_t j = 0, k, width, step = o.stride[o.axes - 1], apart = padded(rows)
-    cdef bint asks = stride == itemsize_of(o.dtype)
+    cdef Py_ssize_t j = 0, k, width, apart = padded(rows)
     while j < n:
         width = min(n - j, <Py_ssize_t> SIDE)
         for k in range(width):
-            if asks:
-                ask_tile(p + k * step, step, rows * stride, j, n)
-            read_run(o.dtype, p + (j + k) * step, stride, rows, 0, tile + k * apart)
+            read_across(o, p, stride, rows, j + k, n, tile + k * apart)
         transpose(tile, apart, width, rows, to + j, to_stride)
         j += width
 
@@ -241,25 +253,31 @@ cdef inline void write_strided(
         n -= length
 
 
+cdef inline void write_across(
+    const Operand* o, const real* values, Py_ssize_t rows, char* p, Py_ssize_t stride, Py_ssize_t i,
+    Py_ssize_t n, Writer* writer,
+) noexcept nogil:
+    """The reverse of `read_across`."""
+    cdef Py_ssize_t step = o.stride[o.axes - 1], size = itemsize_of(o.dtype)
+    if stride == size and rows * size >= WIDE and writer.streams:
+        write_strided(o, values, rows, p + i * step, stride, writer)
+        return
+    if stride == size:
+        ask_run(p, step, rows * size, i, n)
+    write_run(o.dtype, values, rows, p + i * step, stride)
+
+
 cdef inline void write_turned(
     const Operand* o, const real* values, Py_ssize_t values_stride, Py_ssize_t rows, Py_ssize_t n,
     char* p, Py_ssize_t stride, Writer* writer,
 ) noexcept nogil:
     cdef real tile[SIDE * (SCRATCH_ROWS + SIDE)]
-    cdef Py_ssize_t j = 0, k, width, step = o.stride[o.axes - 1], apart = padded(rows)
-    cdef bint side_by_side = stride == itemsize_of(o.dtype)
-    cdef bint streams = side_by_side and rows * stride >= WIDE and writer.streams
-    cdef bint asks = side_by_side and not streams
+    cdef Py_ssize_t j = 0, k, width, apart = padded(rows)
     while j < n:
         width = min(n - j, <Py_ssize_t> SIDE)
         transpose(values + j, values_stride, rows, width, tile, apart)
         for k in range(width):
-            if asks:
-                ask_tile(p + k * step, step, rows * stride, j, n)
-            if streams:
-                write_strided(o, tile + k * apart, rows, p + (j + k) * step, stride, writer)
-            else:
-                write_run(o.dtype, tile + k * apart, rows, p + (j + k) * step, stride)
+            write_across(o, tile + k * apart, rows, p, stride, j + k, n, writer)
         j += width
 
 

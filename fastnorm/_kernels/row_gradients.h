@@ -10,6 +10,7 @@
 typedef struct {
     const float *gamma, *numbers;
     float *dgamma, *dbeta;
+    ptrdiff_t gamma_step; /* 0 where all have the same; it need not be set */
 } fastnorm_gradient_parameters;
 
 #if FASTNORM_TAKES_16_BITS
@@ -21,7 +22,7 @@ FASTNORM_INLINE fastnorm_parameter_pairs fastnorm_parameters_at(
     int is_half, int centred, fastnorm_gradient_parameters p, ptrdiff_t i)
 {
     fastnorm_parameter_pairs at = {{0}};
-    at.gamma = fastnorm_floats_or(is_half, p.gamma, i, 1);
+    at.gamma = fastnorm_floats(is_half, p.gamma + i * p.gamma_step);
     at.dgamma = fastnorm_floats(is_half, p.dgamma + i);
     if (centred) at.dbeta = fastnorm_floats(is_half, p.dbeta + i);
     return at;
@@ -77,13 +78,16 @@ FASTNORM_INLINE void fastnorm_run_gradients(
     fastnorm_pair_gradients(is_half, rows, centred, dy, x, dx, dx_stride, last, p, at_last);
 }
 
-/* One loop for each kind. */
+/* One loop for each kind. Where there is no gamma it is 1. */
 FASTNORM_INLINE void fastnorm_gradients(
     int is_half, ptrdiff_t rows, int centred, fastnorm_rows dy, fastnorm_rows x, uint16_t *dx, ptrdiff_t dx_stride,
     ptrdiff_t n, fastnorm_gradient_parameters p, ptrdiff_t ahead, ptrdiff_t dx_ahead)
 {
 #define KIND(rows, centred) \
     fastnorm_run_gradients(is_half, rows, centred, dy, x, dx, dx_stride, n, p, ahead, dx_ahead)
+    const fastnorm_wide one = 1 - (fastnorm_wide){0}, ones[2] = {one, one};
+    p.gamma_step = p.gamma ? 1 : 0;
+    if (!p.gamma) p.gamma = (const float *)ones;
     if (rows == 4) centred ? KIND(4, 1) : KIND(4, 0);
     else if (rows == 2) centred ? KIND(2, 1) : KIND(2, 0);
     else centred ? KIND(1, 1) : KIND(1, 0);
@@ -112,7 +116,7 @@ FASTNORM_ONCE void fastnorm_short_gradients(
     uint16_t from[2][FASTNORM_AT_ONCE] = {{0}}, to[FASTNORM_AT_ONCE];
     float floats[3][FASTNORM_AT_ONCE] = {{0}};
     const fastnorm_rows dy_copy = {memcpy(from[0], dy, n * sizeof *dy), 0}, x_copy = {memcpy(from[1], x, n * sizeof *x), 0};
-    fastnorm_gradient_parameters copy = {NULL, p.numbers, memcpy(floats[0], p.dgamma, n * sizeof *p.dgamma), NULL};
+    fastnorm_gradient_parameters copy = {NULL, p.numbers, memcpy(floats[0], p.dgamma, n * sizeof *p.dgamma), NULL, 0};
     if (p.gamma) copy.gamma = memcpy(floats[1], p.gamma, n * sizeof *p.gamma);
     if (centred) copy.dbeta = memcpy(floats[2], p.dbeta, n * sizeof *p.dbeta);
     FASTNORM_EITHER(row_gradients, 1, centred, dy_copy, x_copy, to, 0, FASTNORM_AT_ONCE, copy, 0, 0);

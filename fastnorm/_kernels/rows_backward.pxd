@@ -11,7 +11,7 @@ from libc.stdlib cimport calloc, free, malloc
 
 from fastnorm._kernels cimport sixteen
 from fastnorm._kernels.arrays cimport FLOAT16, FLOAT32, Dtype, itemsize_of, real
-from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div, threads_for
+from fastnorm._kernels.blocks cimport BLOCKS_PER_THREAD, MAX_PARTIALS, ceil_div, threads_for
 from fastnorm._kernels.memory cimport IN_CACHE, PAST_CACHE, Writer, choose_route, fits_rows
 from fastnorm._kernels.memory cimport flush, open_writer, place_rows, place_stored
 from fastnorm._kernels.operands cimport Scratch, load_block, of_this_thread, release
@@ -19,9 +19,11 @@ from fastnorm._kernels.operands cimport nth, result_block, store_block
 from fastnorm._kernels.rows cimport CHUNK, element, is_sixteen, row_gradient_sums, row_slope
 from fastnorm._kernels.rows_narrow cimport backward_narrow
 from fastnorm._kernels.rows_task cimport FLUSH_ROWS, MAX_GROUP, NARROW, PIECE, RowMap, RowSums
-from fastnorm._kernels.rows_task cimport Task, allocate_partials, is_cut, is_direct, kept_map
+from fastnorm._kernels.rows_task cimport Task, allocate_partials, goes_by_tiles, is_cut, is_direct
+from fastnorm._kernels.rows_task cimport kept_map
 from fastnorm._kernels.rows_task cimport parameters_of, piece_length, reserve_scratch
 from fastnorm._kernels.rows_task cimport shifted
+from fastnorm._kernels.rows_turned cimport add_rows, backward_side_by_side
 from fastnorm._kernels.sixteen cimport GradientParameters, Rows
 from fastnorm._kernels.vectors cimport store
 from fastnorm._pool cimport parallel_for
@@ -246,6 +248,11 @@ cdef inline Py_ssize_t unflushed_rows(Task* t, Py_ssize_t index) noexcept nogil:
     return index % t.rows_per_block % FLUSH_ROWS
 
 
+cdef inline Py_ssize_t rows_left(Task* t, Py_ssize_t index) noexcept nogil:
+    """Of the block."""
+    return t.rows_per_block - index % t.rows_per_block
+
+
 cdef inline void flush_rows(
     Task* t, Py_ssize_t index, double* partial, real* sums
 ) noexcept nogil:
@@ -364,6 +371,45 @@ cdef inline void backward_block(void* task, Py_ssize_t block) noexcept nogil:
         )
 
 
+cdef inline void tiles_typed(
+    Task* t, Py_ssize_t index, Py_ssize_t last, real* sums, real* x, real* dy
+) noexcept nogil:
+    """Rows that lie side by side, of some blocks: a tile may be of more rows than a block."""
+    cdef Py_ssize_t stop, rows, j, offset
+    cdef Writer writer
+    open_writer(&writer, t.route, t.y.direct)
+    while index < last:
+        stop = min(index + t.group, last)
+        backward_side_by_side(t, index, stop - index, x, dy, &writer)
+        j = 0
+        while index < stop:
+            offset = index // t.rows_per_block * 2 * t.n
+            rows = min(FLUSH_ROWS - unflushed_rows(t, index), rows_left(t, index))
+            rows = min(rows, stop - index)
+            add_rows(t, x + j, rows, sums + offset)
+            if t.centred:
+                add_rows(t, dy + j, rows, sums + offset + t.n)
+            index += rows
+            j += rows
+            flush_rows(t, index, t.partials + offset, sums + offset)
+    flush(&writer)
+
+
+cdef inline void tiles_block(void* task, Py_ssize_t block) noexcept nogil:
+    cdef Task* t = <Task*> task
+    cdef Py_ssize_t first = block * t.blocks_together * t.rows_per_block
+    cdef Py_ssize_t last = min(first + t.blocks_together * t.rows_per_block, t.rows)
+    cdef Scratch scratch = of_this_thread(t.scratch)
+    if t.dtype == FLOAT32:
+        tiles_typed(
+            t, first, last, <float*> t.sums, <float*> nth(scratch, 0), <float*> nth(scratch, 1)
+        )
+    else:
+        tiles_typed(
+            t, first, last, <double*> t.sums, <double*> nth(scratch, 0), <double*> nth(scratch, 1)
+        )
+
+
 cdef inline void sum_partials(Task* t, Py_ssize_t blocks) noexcept nogil:
     """The partial sums of the blocks, added in their order."""
     cdef Py_ssize_t block, i, width = 2 * t.n
@@ -389,7 +435,14 @@ cdef inline bint backward_whole_rows(Task* t, int num_threads) noexcept nogil:
     t.partials = allocate_partials(blocks, t.n, t.dtype, &t.sums)
     if t.partials == NULL:
         return False
-    parallel_for(backward_block, t, blocks, num_threads)
+    if goes_by_tiles(t):
+        t.blocks_together = max(
+            min(t.group, t.rows // (BLOCKS_PER_THREAD * num_threads)) // t.rows_per_block,
+            <Py_ssize_t> 1,
+        )
+        parallel_for(tiles_block, t, ceil_div(blocks, t.blocks_together), num_threads)
+    else:
+        parallel_for(backward_block, t, blocks, num_threads)
     sum_partials(t, blocks)
     free(t.partials)
     return True

@@ -14,9 +14,10 @@ from fastnorm._kernels.operands cimport nth, result_block, store_block
 from fastnorm._kernels.rows cimport CHUNK, element, is_sixteen, own, row_affine, row_scale
 from fastnorm._kernels.rows_narrow cimport forward_narrow
 from fastnorm._kernels.rows_task cimport MAX_GROUP, NARROW, PIECE, RowMap, Task
-from fastnorm._kernels.rows_task cimport finish_statistics, is_cut, is_direct
+from fastnorm._kernels.rows_task cimport finish_statistics, goes_by_tiles, is_cut, is_direct
 from fastnorm._kernels.rows_task cimport parameters_of, piece_length, reserve_scratch
 from fastnorm._kernels.rows_task cimport row_map, shifted
+from fastnorm._kernels.rows_turned cimport forward_side_by_side
 from fastnorm._pool cimport parallel_for
 
 
@@ -155,6 +156,8 @@ cdef inline void forward_typed(
     open_writer(&writer, t.route, t.y.direct)
     if t.n < NARROW and t.period == 1:
         forward_narrow(t, first, last, x_scratch, y_scratch, &writer)
+    elif goes_by_tiles(t):
+        forward_side_by_side(t, first, last, x_scratch, &writer)
     elif t.n <= CHUNK:
         forward_rows(t, first, last, x_scratch, y_scratch, &writer)
     else:

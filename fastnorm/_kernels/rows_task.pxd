@@ -2,13 +2,13 @@
 two numbers."""
 
 from libc.math cimport sqrt
-from libc.stdlib cimport calloc
+from libc.stdlib cimport calloc, llabs
 
-from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
+from fastnorm._kernels.arrays cimport FLOAT32, NONE, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport ceil_div, rows_per_block
 from fastnorm._kernels.memory cimport LINE, Route, at_line
 from fastnorm._kernels.moments cimport Extent, Moments, is_usable, rescue
-from fastnorm._kernels.operands cimport BLOCK, WIDE_BLOCK, Operand, Scratch, reserve
+from fastnorm._kernels.operands cimport BLOCK, SIDE, WIDE_BLOCK, Operand, Scratch, reserve
 from fastnorm._kernels.operands cimport take_as_stored
 from fastnorm._kernels.rows cimport CHUNK
 from fastnorm._kernels.vectors cimport Vector, load, store
@@ -21,7 +21,9 @@ cdef enum:
     LARGE_GROUP = 32            # Passes that compute much take more of them, to hide memory's
     LARGE_GROUP_BYTES = 65536   # pauses, and find them again in L2
     NARROW = 64                 # shorter rows become columns,
-    SIDE_BY_SIDE = 32           # so many of them
+    SIDE_BY_SIDE = 32           # so many of them,
+    TILE_ROW_BYTES = 4096       # and so do longer ones that lie side by side,
+    TILE_COLUMNS = 128          # so many at least: by shorter runs memory is slow
     PIECE = 16384               # elements of a long row
     FEW_ROWS = 64               # fewer rows than this, if they are long, are cut into pieces
     # Rows whose parameter gradients are added up in the type of x before they go into double.
@@ -47,6 +49,7 @@ cdef struct Task:
     bint by_length              # weight norm: x̂ = x/‖x‖, and y = x̂·g
     Py_ssize_t rows, n          # the view (M, N)
     Py_ssize_t rows_per_block
+    Py_ssize_t blocks_together  # of rows that lie side by side, in a backward pass
     Py_ssize_t group            # rows that go through the passes together
     Py_ssize_t pieces           # of a row
     Route route                 # see memory.pxd
@@ -97,11 +100,37 @@ cdef inline bint any_turned(Task* t) noexcept nogil:
     return t.x.turned or t.y.turned or t.dy.turned
 
 
+cdef inline bint are_adjacent(const Operand* o, Py_ssize_t n) noexcept nogil:
+    """Whether rows are nearer to each other than the elements of a row."""
+    cdef int last = o.axes - 1
+    return o.dtype == NONE or (
+        last > 0 and o.size[last] == n and llabs(o.stride[last - 1]) < llabs(o.stride[last])
+    )
+
+
+cdef inline bint goes_by_tiles(Task* t) noexcept nogil:
+    """Whether rows are not transposed: rows_turned.pxd."""
+    return (
+        t.n >= NARROW and t.n * itemsize_of(t.dtype) <= TILE_ROW_BYTES and t.period == 1
+        and not (t.by_length and t.dy.dtype != NONE)
+        and are_adjacent(&t.x, t.n) and are_adjacent(&t.y, t.n) and are_adjacent(&t.dy, t.n)
+    )
+
+
+cdef inline Py_ssize_t tile_step(Task* t) noexcept nogil:
+    """Elements from one row of a tile to the next: an odd number of lines."""
+    return t.group + SIDE
+
+
 cdef inline void set_group(Task* t) noexcept nogil:
     """What is in a group does not show in the result."""
     cdef bint is_forward = t.dy.data == NULL
     cdef Py_ssize_t row_bytes = (1 if is_forward else 2) * t.n * itemsize_of(t.dtype)
-    if any_turned(t):
+    if goes_by_tiles(t):
+        t.group = max(2 * WIDE_BLOCK // row_bytes, <Py_ssize_t> TILE_COLUMNS)
+        t.group = min(t.group, <Py_ssize_t> MAX_GROUP)
+        t.group -= t.group % SIDE_BY_SIDE
+    elif any_turned(t):
         t.group = min(WIDE_BLOCK // (t.n * itemsize_of(t.dtype)), <Py_ssize_t> MAX_GROUP)
     elif is_forward or t.by_length or not is_direct(t):  # blocks in scratch memory stay in L1
         t.group = min(GROUP_BYTES // row_bytes, <Py_ssize_t> GROUP)
@@ -116,6 +145,8 @@ cdef inline bint reserve_scratch(Task* t, int num_threads) noexcept nogil:
     """False: no memory."""
     if is_direct(t) and t.n >= NARROW:
         return reserve(&t.scratch, 0, num_threads)
+    if goes_by_tiles(t):
+        return reserve(&t.scratch, t.n * tile_step(t) * itemsize_of(t.dtype), num_threads)
     return reserve(&t.scratch, WIDE_BLOCK if any_turned(t) else BLOCK, num_threads)
 
 

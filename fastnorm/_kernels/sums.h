@@ -100,6 +100,8 @@ FASTNORM_INLINE double FASTNORM_NAME(fold)(const real *a)
 #include "run_sums.h"
 #endif
 
+#include "turned_sums.h"
+
 /* Rows of a tile, side by side: element i of row j is tile[i * FASTNORM_LANES + j]. Short sums of eight are added to
    long ones, which for n < 64 leaves no more roundings than the lanes of a longer row. */
 
@@ -167,16 +169,16 @@ FASTNORM_INLINE void FASTNORM_NAME(tile_products)(
 #undef EACH_SHORT
 /* One vector, of any width, of a few rows, which have FASTNORM_ROW_NUMBERS numbers each:
 
-       dx = scale·(h - mean_h - x̂·mean_hx)  with  h = dy·gamma, or dy where there is no gamma,
+       dx = scale·(h - mean_h - x̂·mean_hx)  with  h = dy·gamma,
        dgamma += dy·x̂,  dbeta += dy         and   x̂ = (x - centre)·rstd + shift
 
    The rows are added one after another, but their sums are loaded and stored once. Not centred: x̂ = x·rstd, mean_h is 0,
    and there is no dbeta. */
 #define GRADIENTS(type, i)                                                   \
     do {                                                                     \
-        type a = *(const type *)(dgamma + i), b, g;                          \
+        type a = *(const type *)(dgamma + i), b;                             \
+        const type g = *(const type *)(gamma + i * gamma_step);              \
         if (centred) b = *(const type *)(dbeta + i);                         \
-        if (gamma) g = *(const type *)(gamma + i);                           \
         EACH(k, rows) {                                                      \
             const real *r = numbers + k * FASTNORM_ROW_NUMBERS;              \
             const real centre = r[0], rstd = r[1], shift = r[2];             \
@@ -187,7 +189,7 @@ FASTNORM_INLINE void FASTNORM_NAME(tile_products)(
             else x_hat *= rstd;                                              \
             a += h * x_hat;                                                  \
             if (centred) b += h;                                             \
-            if (gamma) h *= g;                                               \
+            h *= g;                                                          \
             if (centred) h -= mean_h;                                        \
             *(type *)(dx + k * dx_step + i) = (h - x_hat * mean_hx) * scale; \
         }                                                                    \
@@ -200,8 +202,10 @@ FASTNORM_INLINE void FASTNORM_NAME(gradients_of)(
     const real *gamma, real *dx, ptrdiff_t dx_step, real *dgamma, real *dbeta, ptrdiff_t n, const real *numbers,
     ptrdiff_t ahead, ptrdiff_t dx_ahead)
 {
-    const ptrdiff_t whole = n - n % WIDTH;
+    const ptrdiff_t whole = n - n % WIDTH, gamma_step = gamma ? 1 : 0;
+    const vector ones = 1 - (vector){0};
     ptrdiff_t i = 0, k;
+    if (!gamma) gamma = (const real *)&ones;
     while (i < whole) {
         const ptrdiff_t stop = whole - i < FASTNORM_EVENLY ? whole : i + FASTNORM_EVENLY;
         for (k = 0; ahead && k < rows; ++k)
@@ -216,26 +220,18 @@ FASTNORM_INLINE void FASTNORM_NAME(gradients_of)(
 
 #undef GRADIENTS
 
-/* Of 1, 2 or 4 rows; one loop for each kind. From a row to the next it is dy_step, x_step, dx_step elements. */
+/* Of 1, 2 or 4 rows; one loop for each kind. gamma is 1 where it is NULL. From a row to the next it is dy_step, x_step, dx_step elements. */
 FASTNORM_ONCE void FASTNORM_NAME(row_gradients)(
     ptrdiff_t rows, int centred, const real *dy, ptrdiff_t dy_step, const real *x, ptrdiff_t x_step,
     const real *gamma, real *dx, ptrdiff_t dx_step, real *dgamma, real *dbeta, ptrdiff_t n,
     const real *numbers, ptrdiff_t ahead, ptrdiff_t dx_ahead)
 {
-#define KIND(rows, centred, gamma) \
-    FASTNORM_NAME(gradients_of)(   \
+#define KIND(rows, centred)      \
+    FASTNORM_NAME(gradients_of)( \
         rows, centred, dy, dy_step, x, x_step, gamma, dx, dx_step, dgamma, dbeta, n, numbers, ahead, dx_ahead)
-#define KINDS(rows)                                 \
-    do {                                            \
-        if (centred && gamma) KIND(rows, 1, gamma); \
-        else if (centred) KIND(rows, 1, NULL);      \
-        else if (gamma) KIND(rows, 0, gamma);       \
-        else KIND(rows, 0, NULL);                   \
-    } while (0)
-    if (rows == 4) KINDS(4);
-    else if (rows == 2) KINDS(2);
-    else KINDS(1);
-#undef KINDS
+    if (rows == 4) centred ? KIND(4, 1) : KIND(4, 0);
+    else if (rows == 2) centred ? KIND(2, 1) : KIND(2, 0);
+    else centred ? KIND(1, 1) : KIND(1, 0);
 #undef KIND
 }
 
