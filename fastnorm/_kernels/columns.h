@@ -3,6 +3,7 @@
 #define FASTNORM_COLUMNS_H
 
 #include "lanes.h"
+#include "maps.h"
 #include "pairs.h"
 
 enum { FASTNORM_ROWS = 64 }; /* at a time, at most */
@@ -55,47 +56,49 @@ FASTNORM_INLINE void fastnorm_add_some_columns(
 }
 
 FASTNORM_INLINE void fastnorm_add_some_gradients(
-    int is_half, int rows, fastnorm_rows dy, fastnorm_rows x, ptrdiff_t n, const float *centre, const float *inverse,
-    float *sums, float *products, ptrdiff_t ahead)
+    int is_half, int centred, int rows, fastnorm_rows dy, fastnorm_rows x, ptrdiff_t n, const float *centre,
+    const float *inverse, float *sums, float *products, ptrdiff_t ahead)
 {
-    fastnorm_pair gradient[4], product[4], c, k;
+    fastnorm_pair gradient[4], product[4], c = {0}, k;
     ptrdiff_t j;
     int i;
     for (j = 0; j < n; j += FASTNORM_AT_ONCE) {
-        c = fastnorm_floats_or(is_half, centre, j, 0), k = fastnorm_floats(is_half, inverse + j);
+        if (centred) c = fastnorm_floats(is_half, centre + j);
+        k = fastnorm_floats(is_half, inverse + j);
         FASTNORM_UNROLL
         for (i = 0; i < rows; ++i) {
             if (ahead) fastnorm_prefetch_far(x.data + i * x.stride + j + ahead, FASTNORM_LINE);
             if (ahead) fastnorm_prefetch_far(dy.data + i * dy.stride + j + ahead, FASTNORM_LINE);
             gradient[i] = fastnorm_elements(is_half, dy, i, j);
-            product[i] = FASTNORM_PAIR(-, fastnorm_elements(is_half, x, i, j), c);
+            product[i] = fastnorm_elements(is_half, x, i, j);
+            if (centred) product[i] = FASTNORM_PAIR(-, product[i], c);
             product[i] = FASTNORM_PAIR(*, product[i], k), product[i] = FASTNORM_PAIR(*, gradient[i], product[i]);
         }
-        if (centre) fastnorm_add_floats(is_half, sums + j, fastnorm_sum_of(rows, gradient));
+        if (centred) fastnorm_add_floats(is_half, sums + j, fastnorm_sum_of(rows, gradient));
         fastnorm_add_floats(is_half, products + j, fastnorm_sum_of(rows, product));
     }
 }
 
 /* Of some rows: what goes with their columns is loaded once. y may be x or dy. */
 FASTNORM_INLINE void fastnorm_map_columns(
-    int is_half, int is_gradient, fastnorm_rows dy, fastnorm_rows x, uint16_t *y, ptrdiff_t y_stride, ptrdiff_t rows,
+    int is_half, fastnorm_map map, fastnorm_rows dy, fastnorm_rows x, uint16_t *y, ptrdiff_t y_stride, ptrdiff_t rows,
     ptrdiff_t n, fastnorm_column_numbers m)
 {
-    fastnorm_pair centre, shift, scale, slope = {0}, weight = {0}, v, d;
+    const int is_gradient = map == FASTNORM_SLOPE || map == FASTNORM_WEIGHTED_GRADIENT;
+    const int is_centred = map == FASTNORM_SCALE_SHIFT || map == FASTNORM_WEIGHTED_GRADIENT;
+    fastnorm_pair centre = {0}, shift = {0}, scale, slope = {0}, weight = {0}, v, d;
     ptrdiff_t i, j;
     for (j = 0; j < n; j += FASTNORM_AT_ONCE) {
-        centre = fastnorm_floats_or(is_half, m.centre, j, 0);
-        shift = fastnorm_floats_or(is_half, m.shift, j, -0.0f); /* adding 0 changes the sign of -0 */
+        if (is_centred) centre = fastnorm_floats(is_half, m.centre + j);
+        if (is_centred) shift = fastnorm_floats(is_half, m.shift + j);
         scale = fastnorm_floats(is_half, m.scale + j);
         if (is_gradient) slope = fastnorm_floats(is_half, m.slope + j);
-        if (is_gradient) weight = fastnorm_floats_or(is_half, m.weight, j, 1);
+        if (is_gradient && is_centred) weight = fastnorm_floats_or(is_half, m.weight, j, 1);
         for (i = 0; i < rows; ++i) {
-            v = FASTNORM_PAIR(-, fastnorm_elements(is_half, x, i, j), centre);
-            v = FASTNORM_PAIR(*, v, is_gradient ? slope : scale), v = FASTNORM_PAIR(+, v, shift);
-            if (is_gradient) {
-                d = FASTNORM_PAIR(*, fastnorm_elements(is_half, dy, i, j), weight);
-                v = FASTNORM_PAIR(+, d, v), v = FASTNORM_PAIR(*, v, scale);
-            }
+            const fastnorm_wide_numbers a = {centre.a, slope.a, shift.a, scale.a, weight.a};
+            const fastnorm_wide_numbers b = {centre.b, slope.b, shift.b, scale.b, weight.b};
+            v = fastnorm_elements(is_half, x, i, j), d = is_gradient ? fastnorm_elements(is_half, dy, i, j) : v;
+            v.a = fastnorm_mapped(map, d.a, v.a, &a), v.b = fastnorm_mapped(map, d.b, v.b, &b);
             fastnorm_store(is_half, y + i * y_stride + j, v);
         }
     }
@@ -120,16 +123,18 @@ FASTNORM_INLINE void fastnorm_add_columns(
 }
 
 FASTNORM_INLINE void fastnorm_add_column_gradients(
-    int is_half, fastnorm_rows dy, fastnorm_rows x, ptrdiff_t rows, ptrdiff_t n, const float *centre,
+    int is_half, int centred, fastnorm_rows dy, fastnorm_rows x, ptrdiff_t rows, ptrdiff_t n, const float *centre,
     const float *inverse, float *sums, float *products, ptrdiff_t ahead)
 {
     ptrdiff_t i = 0;
-    for (; i + 4 <= rows; i += 4)
-        fastnorm_add_some_gradients(
-            is_half, 4, fastnorm_from_row(dy, i), fastnorm_from_row(x, i), n, centre, inverse, sums, products, ahead);
-    for (; i < rows; ++i)
-        fastnorm_add_some_gradients(
-            is_half, 1, fastnorm_from_row(dy, i), fastnorm_from_row(x, i), n, centre, inverse, sums, products, 0);
+    for (; i < rows; i += i + 4 <= rows ? 4 : 1) {
+        const fastnorm_rows some_dy = fastnorm_from_row(dy, i), some_x = fastnorm_from_row(x, i);
+        if (i + 4 <= rows)
+            fastnorm_add_some_gradients(
+                is_half, centred, 4, some_dy, some_x, n, centre, inverse, sums, products, ahead);
+        else
+            fastnorm_add_some_gradients(is_half, centred, 1, some_dy, some_x, n, centre, inverse, sums, products, 0);
+    }
 }
 
 /* Of either type. Where sums is NULL, the centre is 0 and its sum is not wanted. */
@@ -147,16 +152,23 @@ FASTNORM_INLINE void fastnorm_add_column_gradients(
         fastnorm_rows dy, fastnorm_rows x, ptrdiff_t rows, ptrdiff_t n, const float *centre, const float *inverse,   \
         float *sums, float *products, ptrdiff_t ahead)                                                               \
     {                                                                                                                \
-        fastnorm_add_column_gradients(is_half, dy, x, rows, n, centre, inverse, sums, products, ahead);                     \
+        if (centre)                                                                                                  \
+            fastnorm_add_column_gradients(is_half, 1, dy, x, rows, n, centre, inverse, sums, products, ahead);       \
+        else                                                                                                         \
+            fastnorm_add_column_gradients(is_half, 0, dy, x, rows, n, NULL, inverse, NULL, products, ahead);         \
     }                                                                                                                \
     FASTNORM_ONCE void fastnorm_column_map_##name(                                                                   \
         int is_gradient, fastnorm_rows dy, fastnorm_rows x, uint16_t *y, ptrdiff_t y_stride, ptrdiff_t rows,         \
         ptrdiff_t n, fastnorm_column_numbers m)                                                                      \
     {                                                                                                                \
-        if (is_gradient)                                                                                             \
-            fastnorm_map_columns(is_half, 1, dy, x, y, y_stride, rows, n, m);                                        \
+        if (is_gradient && m.shift)                                                                                  \
+            fastnorm_map_columns(is_half, FASTNORM_WEIGHTED_GRADIENT, dy, x, y, y_stride, rows, n, m);               \
+        else if (is_gradient)                                                                                        \
+            fastnorm_map_columns(is_half, FASTNORM_SLOPE, dy, x, y, y_stride, rows, n, m);                           \
+        else if (m.shift)                                                                                            \
+            fastnorm_map_columns(is_half, FASTNORM_SCALE_SHIFT, dy, x, y, y_stride, rows, n, m);                     \
         else                                                                                                         \
-            fastnorm_map_columns(is_half, 0, dy, x, y, y_stride, rows, n, m);                                        \
+            fastnorm_map_columns(is_half, FASTNORM_SCALE, dy, x, y, y_stride, rows, n, m);                           \
     }
 
 FASTNORM_COLUMNS_OF(half, 1)

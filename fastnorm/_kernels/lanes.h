@@ -105,6 +105,11 @@ static inline void fastnorm_add_squares_sixteen(
     (void)FASTNORM_EITHER(add_squares, x, n, ahead, squares);
 }
 
+static inline double fastnorm_sum_of_squares_sixteen(int is_half, const uint16_t *x, ptrdiff_t n, ptrdiff_t ahead)
+{
+    return FASTNORM_EITHER(sum_of_squares, x, n, ahead);
+}
+
 static inline void fastnorm_add_gradients_sixteen(
     int is_half, const uint16_t *dy, const uint16_t *x, ptrdiff_t n, float centre, float inverse, int centred,
     ptrdiff_t ahead, float *sums, float *products)

@@ -11,116 +11,113 @@ typedef struct {
 } fastnorm_numbers;
 
 #if FASTNORM_TAKES_16_BITS
-#define FASTNORM_SCALE_SHIFT(dy, x) (((x) - m.centre) * m.scale + m.shift)
-#define FASTNORM_GRADIENT(dy, x) (((dy) + (((x) - m.centre) * m.slope + m.shift)) * m.scale)
-#define FASTNORM_WEIGHTED_GRADIENT(dy, x) (((dy) * m.weight + (((x) - m.centre) * m.slope + m.shift)) * m.scale)
+typedef enum {
+    FASTNORM_SCALE,             /* x·scale */
+    FASTNORM_SCALE_SHIFT,       /* (x - centre)·scale + shift */
+    FASTNORM_SLOPE,             /* (dy + x·slope)·scale */
+    FASTNORM_GRADIENT,          /* (dy + ((x - centre)·slope + shift))·scale */
+    FASTNORM_WEIGHTED_GRADIENT, /* (dy·weight + ((x - centre)·slope + shift))·scale */
+    FASTNORM_AFFINE             /* ((x - centre)·scale + shift)·gamma + beta */
+} fastnorm_map;
 
-#define FASTNORM_MAP(map, MAP)                                                                                       \
-    static inline fastnorm_pair fastnorm_##map(fastnorm_pair dy, fastnorm_pair x, fastnorm_numbers m)                \
-    {                                                                                                                \
-        fastnorm_pair y = {MAP(dy.a, x.a), MAP(dy.b, x.b)};                                                          \
-        return y;                                                                                                    \
-    }
+/* The numbers of each element. */
+typedef struct {
+    fastnorm_wide centre, slope, shift, scale, weight;
+} fastnorm_wide_numbers;
 
-FASTNORM_MAP(scale_shift, FASTNORM_SCALE_SHIFT)
-FASTNORM_MAP(gradient, FASTNORM_GRADIENT)
-FASTNORM_MAP(weighted_gradient, FASTNORM_WEIGHTED_GRADIENT)
-
-/* Of a run. What the last elements share with those before them is done twice, so they are loaded before anything is
-   stored; a shorter run is done in a copy. */
-#define FASTNORM_MAP_RUN(map, name)                                                                                  \
-    static inline void fastnorm_##map##_##name(                                                                      \
-        const fastnorm_##name *dy, const fastnorm_##name *x, fastnorm_##name *y, ptrdiff_t n, fastnorm_numbers m)    \
-    {                                                                                                                \
-        fastnorm_##name a[FASTNORM_AT_ONCE] = {0}, b[FASTNORM_AT_ONCE] = {0};                                        \
-        const ptrdiff_t last = n - FASTNORM_AT_ONCE;                                                                 \
-        ptrdiff_t i;                                                                                                 \
-        if (last >= 0) {                                                                                             \
-            fastnorm_pair last_dy = fastnorm_load_##name(dy + last), last_x = fastnorm_load_##name(x + last);        \
-            for (i = 0; i < last; i += FASTNORM_AT_ONCE) {                                                           \
-                fastnorm_pair from = fastnorm_load_##name(x + i);                                                    \
-                fastnorm_store_##name(y + i, fastnorm_##map(fastnorm_load_##name(dy + i), from, m));                 \
-            }                                                                                                        \
-            fastnorm_store_##name(y + last, fastnorm_##map(last_dy, last_x, m));                                     \
-            return;                                                                                                  \
-        }                                                                                                            \
-        memcpy(a, dy, n * sizeof *a), memcpy(b, x, n * sizeof *b);                                                   \
-        fastnorm_store_##name(a, fastnorm_##map(fastnorm_load_##name(a), fastnorm_load_##name(b), m));               \
-        memcpy(y, a, n * sizeof *a);                                                                                 \
-    }
-
-FASTNORM_MAP_RUN(scale_shift, half)
-FASTNORM_MAP_RUN(scale_shift, bfloat)
-FASTNORM_MAP_RUN(gradient, half)
-FASTNORM_MAP_RUN(gradient, bfloat)
-FASTNORM_MAP_RUN(weighted_gradient, half)
-FASTNORM_MAP_RUN(weighted_gradient, bfloat)
-
-/* A row of layer norm: y = ((x - centre)·scale + shift)·gamma + beta. */
-FASTNORM_INLINE fastnorm_pair fastnorm_affine(
-    int is_half, fastnorm_pair x, fastnorm_numbers m, const float *gamma, const float *beta, ptrdiff_t i)
+FASTNORM_INLINE fastnorm_wide fastnorm_mapped(
+    fastnorm_map map, fastnorm_wide dy, fastnorm_wide x, const fastnorm_wide_numbers *m)
 {
-    x = fastnorm_scale_shift(x, x, m);
-    x = FASTNORM_PAIR(*, x, fastnorm_floats_or(is_half, gamma, i, 1));
-    return FASTNORM_PAIR(+, x, fastnorm_floats_or(is_half, beta, i, -0.0f)); /* adding 0 changes the sign of -0 */
+    if (map == FASTNORM_SCALE) return x * m->scale;
+    if (map == FASTNORM_SLOPE) return (dy + x * m->slope) * m->scale;
+    x -= m->centre;
+    if (map == FASTNORM_SCALE_SHIFT || map == FASTNORM_AFFINE) return x * m->scale + m->shift;
+    if (map == FASTNORM_WEIGHTED_GRADIENT) dy *= m->weight;
+    return (dy + (x * m->slope + m->shift)) * m->scale;
 }
 
-FASTNORM_INLINE void fastnorm_affine_run(
-    int is_half, const uint16_t *x, uint16_t *y, ptrdiff_t n, fastnorm_numbers m, const float *gamma, const float *beta)
+/* From element i on, whose dy and x these are. gamma and beta, either of which may be NULL, are those of FASTNORM_AFFINE
+   alone. */
+FASTNORM_INLINE fastnorm_pair fastnorm_mapped_pair(
+    int is_half, fastnorm_map map, fastnorm_pair dy, fastnorm_pair x, const fastnorm_wide_numbers *m, const float *gamma,
+    const float *beta, ptrdiff_t i)
 {
-    uint16_t copy[FASTNORM_AT_ONCE] = {0};
+    fastnorm_pair y = {fastnorm_mapped(map, dy.a, x.a, m), fastnorm_mapped(map, dy.b, x.b, m)};
+    if (map != FASTNORM_AFFINE) return y;
+    y = FASTNORM_PAIR(*, y, fastnorm_floats_or(is_half, gamma, i, 1));
+    return FASTNORM_PAIR(+, y, fastnorm_floats_or(is_half, beta, i, -0.0f)); /* adding 0 changes the sign of -0 */
+}
+
+/* What the last elements share with those before them is done twice, so they are loaded before anything is stored; a
+   shorter run is done in a copy. */
+FASTNORM_INLINE void fastnorm_map_run(
+    int is_half, fastnorm_map map, const uint16_t *dy, const uint16_t *x, uint16_t *y, ptrdiff_t n, fastnorm_numbers m,
+    const float *gamma, const float *beta)
+{
+    const fastnorm_wide zero = {0};
+    const fastnorm_wide_numbers w = {m.centre - zero, m.slope - zero, m.shift - zero, m.scale - zero, m.weight - zero};
+    uint16_t a[FASTNORM_AT_ONCE] = {0}, b[FASTNORM_AT_ONCE] = {0};
     float gammas[FASTNORM_AT_ONCE] = {0}, betas[FASTNORM_AT_ONCE] = {0};
     const ptrdiff_t last = n - FASTNORM_AT_ONCE;
+    fastnorm_pair last_dy, last_x;
     ptrdiff_t i;
-    if (last >= 0) {
-        fastnorm_pair last_x = fastnorm_load(is_half, x + last);
-        for (i = 0; i < last; i += FASTNORM_AT_ONCE)
-            fastnorm_store(is_half, y + i, fastnorm_affine(is_half, fastnorm_load(is_half, x + i), m, gamma, beta, i));
-        fastnorm_store(is_half, y + last, fastnorm_affine(is_half, last_x, m, gamma, beta, last));
+    if (last < 0) {
+        memcpy(a, dy, n * sizeof *a), memcpy(b, x, n * sizeof *b);
+        if (gamma) gamma = memcpy(gammas, gamma, n * sizeof *gamma);
+        if (beta) beta = memcpy(betas, beta, n * sizeof *beta);
+        last_dy = fastnorm_load(is_half, a), last_x = fastnorm_load(is_half, b);
+        fastnorm_store(is_half, a, fastnorm_mapped_pair(is_half, map, last_dy, last_x, &w, gamma, beta, 0));
+        memcpy(y, a, n * sizeof *a);
         return;
     }
-    memcpy(copy, x, n * sizeof *copy);
-    if (gamma) gamma = memcpy(gammas, gamma, n * sizeof *gamma);
-    if (beta) beta = memcpy(betas, beta, n * sizeof *beta);
-    fastnorm_store(is_half, copy, fastnorm_affine(is_half, fastnorm_load(is_half, copy), m, gamma, beta, 0));
-    memcpy(y, copy, n * sizeof *copy);
+    last_dy = fastnorm_load(is_half, dy + last), last_x = fastnorm_load(is_half, x + last);
+    for (i = 0; i < last; i += FASTNORM_AT_ONCE) {
+        fastnorm_pair some_dy = fastnorm_load(is_half, dy + i), some_x = fastnorm_load(is_half, x + i);
+        fastnorm_store(is_half, y + i, fastnorm_mapped_pair(is_half, map, some_dy, some_x, &w, gamma, beta, i));
+    }
+    fastnorm_store(is_half, y + last, fastnorm_mapped_pair(is_half, map, last_dy, last_x, &w, gamma, beta, last));
 }
 
-FASTNORM_ONCE void fastnorm_affine_half(
-    const uint16_t *x, uint16_t *y, ptrdiff_t n, fastnorm_numbers m, const float *gamma, const float *beta)
-{
-    fastnorm_affine_run(1, x, y, n, m, gamma, beta);
-}
+#define FASTNORM_MAP_ONCE(name, map)                                                                                 \
+    FASTNORM_ONCE void fastnorm_##name##_half(                                                                       \
+        const uint16_t *dy, const uint16_t *x, uint16_t *y, ptrdiff_t n, fastnorm_numbers m, const float *gamma,     \
+        const float *beta)                                                                                           \
+    {                                                                                                                \
+        fastnorm_map_run(1, map, dy, x, y, n, m, gamma, beta);                                                       \
+    }                                                                                                                \
+    FASTNORM_ONCE void fastnorm_##name##_bfloat(                                                                     \
+        const uint16_t *dy, const uint16_t *x, uint16_t *y, ptrdiff_t n, fastnorm_numbers m, const float *gamma,     \
+        const float *beta)                                                                                           \
+    {                                                                                                                \
+        fastnorm_map_run(0, map, dy, x, y, n, m, gamma, beta);                                                       \
+    }
 
-FASTNORM_ONCE void fastnorm_affine_bfloat(
-    const uint16_t *x, uint16_t *y, ptrdiff_t n, fastnorm_numbers m, const float *gamma, const float *beta)
-{
-    fastnorm_affine_run(0, x, y, n, m, gamma, beta);
-}
+FASTNORM_MAP_ONCE(scale, FASTNORM_SCALE)
+FASTNORM_MAP_ONCE(scale_shift, FASTNORM_SCALE_SHIFT)
+FASTNORM_MAP_ONCE(slope, FASTNORM_SLOPE)
+FASTNORM_MAP_ONCE(gradient, FASTNORM_GRADIENT)
+FASTNORM_MAP_ONCE(weighted_gradient, FASTNORM_WEIGHTED_GRADIENT)
+FASTNORM_MAP_ONCE(affine, FASTNORM_AFFINE)
 #endif
 
-static inline void fastnorm_scale_shift_sixteen(
-    int is_half, const uint16_t *dy, const uint16_t *x, uint16_t *y, ptrdiff_t n, fastnorm_numbers m)
-{
-    (void)FASTNORM_EITHER(scale_shift, dy, x, y, n, m);
-}
+/* What kernels call. */
+#define FASTNORM_MAP_SIXTEEN(name)                                                                                   \
+    static inline void fastnorm_##name##_sixteen(                                                                    \
+        int is_half, const uint16_t *dy, const uint16_t *x, uint16_t *y, ptrdiff_t n, fastnorm_numbers m)            \
+    {                                                                                                                \
+        (void)FASTNORM_EITHER(name, dy, x, y, n, m, NULL, NULL);                                                     \
+    }
 
-static inline void fastnorm_gradient_sixteen(
-    int is_half, const uint16_t *dy, const uint16_t *x, uint16_t *y, ptrdiff_t n, fastnorm_numbers m)
-{
-    (void)FASTNORM_EITHER(gradient, dy, x, y, n, m);
-}
-
-static inline void fastnorm_weighted_gradient_sixteen(
-    int is_half, const uint16_t *dy, const uint16_t *x, uint16_t *y, ptrdiff_t n, fastnorm_numbers m)
-{
-    (void)FASTNORM_EITHER(weighted_gradient, dy, x, y, n, m);
-}
+FASTNORM_MAP_SIXTEEN(scale)
+FASTNORM_MAP_SIXTEEN(scale_shift)
+FASTNORM_MAP_SIXTEEN(slope)
+FASTNORM_MAP_SIXTEEN(gradient)
+FASTNORM_MAP_SIXTEEN(weighted_gradient)
 
 static inline void fastnorm_affine_sixteen(
     int is_half, const uint16_t *x, uint16_t *y, ptrdiff_t n, fastnorm_numbers m, const float *gamma, const float *beta)
 {
-    (void)FASTNORM_EITHER(affine, x, y, n, m, gamma, beta);
+    (void)FASTNORM_EITHER(affine, x, x, y, n, m, gamma, beta);
 }
 
 #endif

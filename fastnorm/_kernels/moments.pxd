@@ -9,8 +9,7 @@ from libc.math cimport INFINITY, fabs, frexp, isfinite, ldexp, sqrt
 
 from fastnorm._kernels.arrays cimport FLOAT32, FLOAT64, Dtype, real
 from fastnorm._kernels.operands cimport Operand, read_elements
-from fastnorm._kernels.rows cimport ALL_LANES, GUESSED, add_squares, clear, fold, guess_centre
-from fastnorm._kernels.rows cimport row_centred_sums, row_sum
+from fastnorm._kernels.rows cimport GUESSED, guess_centre, row_centred_sums, row_squares, row_sum
 
 
 cdef struct Moments:
@@ -72,16 +71,6 @@ cdef inline void chunk_moments(
     m2[0] = 0 if squares < 0 else squares  # by rounding, in a constant row; NaN stays NaN
 
 
-cdef inline double chunk_squares(
-    const real* x, Dtype stored, Py_ssize_t n, Py_ssize_t ahead
-) noexcept nogil:
-    """Σx²"""
-    cdef real lanes[ALL_LANES]
-    clear(lanes)
-    add_squares(x, stored, n, lanes, ahead)
-    return fold(lanes)
-
-
 cdef inline void merge_chunk(
     Moments* a, const real* x, Dtype stored, Py_ssize_t n, bint centred, Py_ssize_t ahead
 ) noexcept nogil:
@@ -91,7 +80,7 @@ cdef inline void merge_chunk(
     if centred:
         chunk_moments(x, stored, n, ahead, &b.mean, &b.m2)
     else:
-        b.m2 = chunk_squares(x, stored, n, ahead)
+        b.m2 = row_squares(x, stored, n, ahead)
     merge(a, b)
 
 

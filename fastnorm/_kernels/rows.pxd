@@ -39,6 +39,10 @@ cdef extern from "lanes.h" nogil:
         const float* x, Py_ssize_t n, Py_ssize_t ahead, float* squares)
     void add_squares_double "fastnorm_add_squares_double"(
         const double* x, Py_ssize_t n, Py_ssize_t ahead, double* squares)
+    double squares_float "fastnorm_sum_of_squares_float"(
+        const float* x, Py_ssize_t n, Py_ssize_t ahead)
+    double squares_double "fastnorm_sum_of_squares_double"(
+        const double* x, Py_ssize_t n, Py_ssize_t ahead)
     void add_gradients_float "fastnorm_add_gradients_float"(
         const float* dy, const float* x, Py_ssize_t n, float centre, float inverse, bint centred,
         Py_ssize_t ahead, float* sums, float* products)
@@ -156,6 +160,18 @@ cdef inline void add_squares(
         add_squares_double(x, n, ahead, lanes)
 
 
+cdef inline double row_squares(
+    const real* x, Dtype stored, Py_ssize_t n, Py_ssize_t ahead
+) noexcept nogil:
+    """Σx²"""
+    if real is float:
+        if is_sixteen(stored):
+            return sixteen.sum_of_squares(stored == FLOAT16, <const uint16_t*> x, n, ahead)
+        return squares_float(x, n, ahead)
+    else:
+        return squares_double(x, n, ahead)
+
+
 cdef inline void add_gradient_sums(
     const real* dy, const real* x, Dtype stored, Py_ssize_t n, real centre, real inverse,
     bint centred, real* lanes, real* products, Py_ssize_t ahead,
@@ -234,9 +250,12 @@ cdef inline void row_scale(
 ) noexcept nogil:
     """y = x·scale"""
     cdef Py_ssize_t i
-    if is_sixteen(stored):
-        # Adding -0 changes nothing, not even a zero's sign.
-        row_scale_shift(x, stored, y, n, <real> 0, scale, <real> -0.0, <Py_ssize_t> 0)
+    cdef Numbers m
+    if real is float and (is_sixteen(stored)):
+        m.scale = scale
+        sixteen.scale(
+            stored == FLOAT16, <const uint16_t*> x, <const uint16_t*> x, <uint16_t*> y, n, m
+        )
         return
     for i in range(n):
         y[i] = x[i] * scale
@@ -312,9 +331,14 @@ cdef inline void row_slope(
 ) noexcept nogil:
     """dx = (dy + x·slope)·scale"""
     cdef Py_ssize_t i
-    if is_sixteen(stored):
-        row_gradient(dy, x, stored, dx, n, <real> 0, slope, <real> -0.0, scale, ahead)
-        return
+    cdef Numbers m
     ask(x, stored, n, ahead)
+    if real is float and (is_sixteen(stored)):
+        ask(dy, stored, n, ahead)
+        m.slope, m.scale = slope, scale
+        sixteen.slope(
+            stored == FLOAT16, <const uint16_t*> dy, <const uint16_t*> x, <uint16_t*> dx, n, m
+        )
+        return
     for i in range(n):
         dx[i] = (dy[i] + x[i] * slope) * scale

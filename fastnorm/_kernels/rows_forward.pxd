@@ -7,11 +7,12 @@ from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport BLOCKS_PER_THREAD, ceil_div, threads_for
 from fastnorm._kernels.memory cimport Writer, choose_route, flush, open_writer
 from fastnorm._kernels.memory cimport place_stored
-from fastnorm._kernels.moments cimport Moments, chunk_moments, chunk_squares, merge, merge_chunk
+from fastnorm._kernels.moments cimport Moments, chunk_moments, merge, merge_chunk
 from fastnorm._kernels.moments cimport no_moments
 from fastnorm._kernels.operands cimport Scratch, load_block, of_this_thread, release
 from fastnorm._kernels.operands cimport nth, result_block, store_block
 from fastnorm._kernels.rows cimport CHUNK, element, is_sixteen, own, row_affine, row_scale
+from fastnorm._kernels.rows cimport row_squares
 from fastnorm._kernels.rows_narrow cimport forward_narrow
 from fastnorm._kernels.rows_task cimport MAX_GROUP, NARROW, PIECE, RowMap, Task
 from fastnorm._kernels.rows_task cimport finish_statistics, goes_by_tiles, is_cut, is_direct
@@ -37,7 +38,7 @@ cdef inline void group_statistics(
             chunk_moments(element(x, stored, k * stride), stored, t.n, ahead, &mean[k], &m2[k])
         else:
             mean[k] = 0
-            m2[k] = chunk_squares(element(x, stored, k * stride), stored, t.n, ahead)
+            m2[k] = row_squares(element(x, stored, k * stride), stored, t.n, ahead)
     finish_statistics(t, index, count, mean, m2, rstd)
 
 

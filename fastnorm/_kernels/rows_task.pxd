@@ -125,7 +125,7 @@ cdef inline Py_ssize_t tile_step(Task* t) noexcept nogil:
 cdef inline void set_group(Task* t) noexcept nogil:
     """What is in a group does not show in the result."""
     cdef bint is_forward = t.dy.data == NULL
-    cdef Py_ssize_t row_bytes = (1 if is_forward else 2) * t.n * itemsize_of(t.dtype)
+    cdef Py_ssize_t row_bytes = (1 if is_forward else 2) * t.n * itemsize_of(t.stored)
     if goes_by_tiles(t):
         t.group = max(2 * WIDE_BLOCK // row_bytes, <Py_ssize_t> TILE_COLUMNS)
         t.group = min(t.group, <Py_ssize_t> MAX_GROUP)

@@ -140,7 +140,7 @@ cdef inline void moments_across(
 cdef inline void squares_across(
     const real* x, Py_ssize_t step, Py_ssize_t n, double* mean, double* m2
 ) noexcept nogil:
-    """`chunk_squares`, likewise; the mean is taken as 0."""
+    """`row_squares`, likewise; the mean is taken as 0."""
     cdef real centre[SIDE_BY_SIDE]
     cdef Py_ssize_t j
     for j in range(SIDE_BY_SIDE):

@@ -72,7 +72,7 @@ FASTNORM_ENTRY void FASTNORM_RUN(centred_sums)(
 
 /* squares += x². Short sums are added to long ones: equal terms, such as those of a constant row, round the same way
    at every addition to a long one. */
-FASTNORM_ENTRY void FASTNORM_RUN(add_squares)(const element *x, ptrdiff_t n, ptrdiff_t ahead, real *squares)
+FASTNORM_INLINE void FASTNORM_RUN(add_square_lanes)(const element *x, ptrdiff_t n, ptrdiff_t ahead, lanes *squares)
 {
     ptrdiff_t i = 0, k, stop;
     while (i < n) {
@@ -95,8 +95,20 @@ FASTNORM_ENTRY void FASTNORM_RUN(add_squares)(const element *x, ptrdiff_t n, ptr
             real v = ONE_AT(x + i);
             a.rest += v * v;
         }
-        FASTNORM_NAME(add_lanes)((lanes *)squares, &a);
+        FASTNORM_NAME(add_lanes)(squares, &a);
     }
+}
+
+FASTNORM_ENTRY void FASTNORM_RUN(add_squares)(const element *x, ptrdiff_t n, ptrdiff_t ahead, real *squares)
+{
+    FASTNORM_RUN(add_square_lanes)(x, n, ahead, (lanes *)squares);
+}
+
+FASTNORM_ENTRY double FASTNORM_RUN(sum_of_squares)(const element *x, ptrdiff_t n, ptrdiff_t ahead)
+{
+    lanes a = FASTNORM_NAME(no_lanes)();
+    FASTNORM_RUN(add_square_lanes)(x, n, ahead, &a);
+    return FASTNORM_NAME(fold_lanes)(a);
 }
 
 /* sums += h;  products += h·(x - centre)·inverse  with h = dy·gamma, or dy where there is no gamma. Not centred: the
@@ -163,7 +175,7 @@ FASTNORM_ENTRY void FASTNORM_RUN(gradient_sums)(
 {
     lanes a = FASTNORM_NAME(no_lanes)(), b = a;
     FASTNORM_RUN(add_gradient_lanes)(dy, x, gamma, n, centre, inverse, centred, ahead, 0, &a, &b);
-    *sum = FASTNORM_NAME(fold_lanes)(a), *products = FASTNORM_NAME(fold_lanes)(b);
+    *sum = centred ? FASTNORM_NAME(fold_lanes)(a) : 0, *products = FASTNORM_NAME(fold_lanes)(b);
 }
 
 /* A mean of FASTNORM_GUESSED elements, eight at each of four places. n is at least as many. */

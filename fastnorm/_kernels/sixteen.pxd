@@ -20,6 +20,8 @@ cdef extern from "lanes.h" nogil:
         double* sum, double* squares)
     void add_squares "fastnorm_add_squares_sixteen"(
         bint is_half, const uint16_t* x, Py_ssize_t n, Py_ssize_t ahead, float* squares)
+    double sum_of_squares "fastnorm_sum_of_squares_sixteen"(
+        bint is_half, const uint16_t* x, Py_ssize_t n, Py_ssize_t ahead)
     void add_gradients "fastnorm_add_gradients_sixteen"(
         bint is_half, const uint16_t* dy, const uint16_t* x, Py_ssize_t n, float centre,
         float inverse, bint centred, Py_ssize_t ahead, float* sums, float* products)
@@ -30,7 +32,13 @@ cdef extern from "lanes.h" nogil:
 cdef extern from "maps.h" nogil:
     ctypedef struct Numbers "fastnorm_numbers":
         float centre, slope, shift, scale, weight
+    void scale "fastnorm_scale_sixteen"(
+        bint is_half, const uint16_t* dy, const uint16_t* x, uint16_t* y, Py_ssize_t n,
+        Numbers numbers)
     void scale_shift "fastnorm_scale_shift_sixteen"(
+        bint is_half, const uint16_t* dy, const uint16_t* x, uint16_t* y, Py_ssize_t n,
+        Numbers numbers)
+    void slope "fastnorm_slope_sixteen"(
         bint is_half, const uint16_t* dy, const uint16_t* x, uint16_t* y, Py_ssize_t n,
         Numbers numbers)
     void gradient "fastnorm_gradient_sixteen"(
