@@ -127,14 +127,14 @@ FASTNORM_INLINE void fastnorm_add_column_gradients(
     const float *inverse, float *sums, float *products, ptrdiff_t ahead)
 {
     ptrdiff_t i = 0;
-    for (; i < rows; i += i + 4 <= rows ? 4 : 1) {
-        const fastnorm_rows some_dy = fastnorm_from_row(dy, i), some_x = fastnorm_from_row(x, i);
-        if (i + 4 <= rows)
-            fastnorm_add_some_gradients(
-                is_half, centred, 4, some_dy, some_x, n, centre, inverse, sums, products, ahead);
-        else
-            fastnorm_add_some_gradients(is_half, centred, 1, some_dy, some_x, n, centre, inverse, sums, products, 0);
-    }
+    for (; i + 4 <= rows; i += 4)
+        fastnorm_add_some_gradients(
+            is_half, centred, 4, fastnorm_from_row(dy, i), fastnorm_from_row(x, i), n, centre, inverse, sums, products,
+            ahead);
+    for (; i < rows; ++i)
+        fastnorm_add_some_gradients(
+            is_half, centred, 1, fastnorm_from_row(dy, i), fastnorm_from_row(x, i), n, centre, inverse, sums, products,
+            0);
 }
 
 /* Of either type. Where sums is NULL, the centre is 0 and its sum is not wanted. */

@@ -38,16 +38,28 @@ cdef inline void merge(Moments* a, Moments b) noexcept nogil:
     a.count = total
 
 
+cdef inline bint is_off(double total, double squares, Py_ssize_t n) noexcept nogil:
+    """Whether the centre of these sums is more than a standard deviation from the mean."""
+    return total * (total / n) > squares / 2
+
+
+cdef inline void settle(
+    double centre, double total, Py_ssize_t n, double* mean, double* m2
+) noexcept nogil:
+    """From Σ(x - centre), and Σ(x - centre)² in m2, the mean, and Σ(x - mean)²."""
+    mean[0] = centre + total / n
+    m2[0] -= total * (total / n)
+    if m2[0] < 0:  # by rounding, in a constant row; NaN stays NaN
+        m2[0] = 0
+
+
 cdef inline void merge_centred(
     Moments* a, Py_ssize_t count, double centre, double total, double squares
 ) noexcept nogil:
     """Merge a sample given by Σ(x - centre) and Σ(x - centre)², centre being close to its mean."""
     cdef Moments b
-    b.count = count
-    b.mean = centre + total / count
-    b.m2 = squares - total * (total / count)
-    if b.m2 < 0:  # by rounding, in a constant sample; NaN stays NaN
-        b.m2 = 0
+    b.count, b.m2 = count, squares
+    settle(centre, total, count, &b.mean, &b.m2)
     merge(a, b)
 
 
@@ -57,18 +69,16 @@ cdef inline void chunk_moments(
     """One sweep, about a guess at the mean: what that is off by, squared, is part of the sum of
     squares. Where it is more than a standard deviation, there is another sweep, about the mean."""
     cdef real centre
-    cdef double total, squares
+    cdef double total
     if n >= GUESSED:
         centre = guess_centre(x, stored, n)
     else:
         centre = <real> (row_sum(x, stored, n) / n)
-    row_centred_sums(x, stored, n, centre, ahead, &total, &squares)
-    if total * (total / n) > squares / 2:
+    row_centred_sums(x, stored, n, centre, ahead, &total, m2)
+    if is_off(total, m2[0], n):
         centre = <real> (centre + total / n)
-        row_centred_sums(x, stored, n, centre, <Py_ssize_t> 0, &total, &squares)
-    mean[0] = centre + total / n
-    squares -= total * (total / n)
-    m2[0] = 0 if squares < 0 else squares  # by rounding, in a constant row; NaN stays NaN
+        row_centred_sums(x, stored, n, centre, <Py_ssize_t> 0, &total, m2)
+    settle(centre, total, n, mean, m2)
 
 
 cdef inline void merge_chunk(

@@ -185,18 +185,25 @@ cdef inline Py_ssize_t padded(Py_ssize_t n) noexcept nogil:
     return ((n + SIDE - 1) // SIDE | 1) * SIDE
 
 
-cdef inline Py_ssize_t adjacent_rows(
-    const Operand* o, const char* p, Py_ssize_t index, Py_ssize_t step, Py_ssize_t rows,
-    Py_ssize_t n, Py_ssize_t* stride,
-) noexcept nogil:
-    """How many rows of a block, from that at p on, each within the last axis, are equally far apart
-    in memory, though nearer to each other than the elements of a row; and how far, in bytes."""
+cdef inline bint are_adjacent(const Operand* o, Py_ssize_t n) noexcept nogil:
+    """Whether rows of n elements, all of the last axis, are nearer to each other than the elements
+    of a row, which are not side by side."""
     cdef int last = o.axes - 1
-    if rows == 1 or n == 1 or last == 0 or step != o.size[last]:
+    return (
+        last > 0 and o.size[last] == n and o.stride[last] != itemsize_of(o.dtype)
+        and llabs(o.stride[last - 1]) < llabs(o.stride[last])
+    )
+
+
+cdef inline Py_ssize_t adjacent_rows(
+    const Operand* o, Py_ssize_t index, Py_ssize_t step, Py_ssize_t rows, Py_ssize_t* stride
+) noexcept nogil:
+    """How many rows of a block, from that of element `index` on, are adjacent and equally far apart
+    in memory; and how far, in bytes."""
+    cdef int last = o.axes - 1
+    if rows == 1 or not are_adjacent(o, step):
         return 1
     stride[0] = o.stride[last - 1]
-    if llabs(stride[0]) >= llabs(o.stride[last]):
-        return 1
     return min(
         min(rows, <Py_ssize_t> SCRATCH_ROWS), o.size[last - 1] - index // step % o.size[last - 1]
     )
@@ -346,7 +353,7 @@ cdef inline const real* load_rows(
             read_elements(o, index + i * step, n, scratch + i * stride[0])
             count = 1
         else:
-            count = adjacent_rows(o, p, index + i * step, step, rows - i, n, &apart)
+            count = adjacent_rows(o, index + i * step, step, rows - i, &apart)
             if count > 1:
                 read_turned(o, p, apart, count, n, scratch + i * stride[0], stride[0])
             else:
@@ -395,7 +402,7 @@ cdef inline void store_block(
         p = address(o, index + i * step, &run)
         count = 1
         if run >= n:
-            count = adjacent_rows(o, p, index + i * step, step, rows - i, n, &apart)
+            count = adjacent_rows(o, index + i * step, step, rows - i, &apart)
         if count > 1:
             write_turned(o, values + i * stride, stride, count, n, p, apart, writer)
         else:

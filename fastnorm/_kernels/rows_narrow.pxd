@@ -8,6 +8,7 @@ from libc.string cimport memcpy, memset
 
 from fastnorm._kernels.arrays cimport real
 from fastnorm._kernels.memory cimport Writer, place
+from fastnorm._kernels.moments cimport settle
 from fastnorm._kernels.operands cimport Operand, load_block, result_block, store_block, transpose
 from fastnorm._kernels.rows cimport standard
 from fastnorm._kernels.rows_task cimport SIDE_BY_SIDE, RowMap, Task, finish_statistics
@@ -101,17 +102,14 @@ cdef inline void tile_statistics(
     cdef real sums[SIDE_BY_SIDE]
     cdef real squares[SIDE_BY_SIDE]
     cdef double m2[SIDE_BY_SIDE]
-    cdef double total
     cdef Py_ssize_t j
     tile_sums(tile, t.n, centre)
     for j in range(SIDE_BY_SIDE):
         centre[j] = centre[j] / t.n if t.centred else 0
     tile_centred_sums(tile, t.n, centre, sums, squares)
     for j in range(SIDE_BY_SIDE):
-        total = sums[j] if t.centred else 0
-        mean[j] = centre[j] + total / t.n
-        m2[j] = squares[j] - total * (total / t.n)
-        m2[j] = 0 if m2[j] < 0 else m2[j]
+        m2[j] = squares[j]
+        settle(centre[j], sums[j] if t.centred else 0, t.n, &mean[j], &m2[j])
     finish_statistics(t, index, count, mean, m2, rstd)
 
 

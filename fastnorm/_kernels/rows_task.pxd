@@ -2,14 +2,14 @@
 two numbers."""
 
 from libc.math cimport sqrt
-from libc.stdlib cimport calloc, llabs
+from libc.stdlib cimport calloc
 
 from fastnorm._kernels.arrays cimport FLOAT32, NONE, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport ceil_div, rows_per_block
 from fastnorm._kernels.memory cimport LINE, Route, at_line
 from fastnorm._kernels.moments cimport Extent, Moments, is_usable, rescue
 from fastnorm._kernels.operands cimport BLOCK, SIDE, WIDE_BLOCK, Operand, Scratch, reserve
-from fastnorm._kernels.operands cimport take_as_stored
+from fastnorm._kernels.operands cimport are_adjacent, take_as_stored
 from fastnorm._kernels.rows cimport CHUNK
 from fastnorm._kernels.vectors cimport Vector, load, store
 
@@ -100,20 +100,13 @@ cdef inline bint any_turned(Task* t) noexcept nogil:
     return t.x.turned or t.y.turned or t.dy.turned
 
 
-cdef inline bint are_adjacent(const Operand* o, Py_ssize_t n) noexcept nogil:
-    """Whether rows are nearer to each other than the elements of a row."""
-    cdef int last = o.axes - 1
-    return o.dtype == NONE or (
-        last > 0 and o.size[last] == n and llabs(o.stride[last - 1]) < llabs(o.stride[last])
-    )
-
-
 cdef inline bint goes_by_tiles(Task* t) noexcept nogil:
     """Whether rows are not transposed: rows_turned.pxd."""
     return (
         t.n >= NARROW and t.n * itemsize_of(t.dtype) <= TILE_ROW_BYTES and t.period == 1
         and not (t.by_length and t.dy.dtype != NONE)
-        and are_adjacent(&t.x, t.n) and are_adjacent(&t.y, t.n) and are_adjacent(&t.dy, t.n)
+        and are_adjacent(&t.x, t.n) and are_adjacent(&t.y, t.n)
+        and (t.dy.dtype == NONE or are_adjacent(&t.dy, t.n))
     )
 
 

@@ -9,6 +9,7 @@ from libc.string cimport memset
 
 from fastnorm._kernels.arrays cimport real
 from fastnorm._kernels.memory cimport Writer
+from fastnorm._kernels.moments cimport is_off, settle
 from fastnorm._kernels.operands cimport SIDE, Operand, address, adjacent_rows, read_across
 from fastnorm._kernels.operands cimport transpose, write_across
 from fastnorm._kernels.rows_task cimport FLUSH_ROWS, MAX_GROUP, SIDE_BY_SIDE, RowMap, Task
@@ -55,7 +56,7 @@ cdef inline Py_ssize_t find_neighbours(
         found[groups].data = address(o, (index + k) * n, &run)
         found[groups].first, found[groups].stride = k, 0
         found[groups].rows = adjacent_rows(
-            o, found[groups].data, (index + k) * n, n, count - k, n, &found[groups].stride
+            o, (index + k) * n, n, count - k, &found[groups].stride
         )
         k += found[groups].rows
         groups += 1
@@ -126,15 +127,13 @@ cdef inline void moments_across(
         guess_double(x, step, n, centre)
     centred_sums(x, step, n, centre, total, m2)
     for j in range(SIDE_BY_SIDE):
-        if total[j] * (total[j] / n) > m2[j] / 2:
+        if is_off(total[j], m2[j], n):
             centre[j] = <real> (centre[j] + total[j] / n)
             again = True
     if again:
         centred_sums(x, step, n, centre, total, m2)
     for j in range(SIDE_BY_SIDE):
-        mean[j] = centre[j] + total[j] / n
-        m2[j] -= total[j] * (total[j] / n)
-        m2[j] = 0 if m2[j] < 0 else m2[j]
+        settle(centre[j], total[j], n, &mean[j], &m2[j])
 
 
 cdef inline void squares_across(
@@ -214,14 +213,16 @@ cdef inline void numbers_across(
     """The six numbers of each row (lanes.h), which take MAX_GROUP places each: as `row_numbers`."""
     cdef double h[MAX_GROUP]
     cdef double hx[MAX_GROUP]
+    cdef double shift[MAX_GROUP]
     cdef RowMap m
     cdef Py_ssize_t j
     memset(numbers, 0, ROW_NUMBERS * MAX_GROUP * sizeof(real))
     for j in range(count):
         m = kept_map(t, index + j)
-        numbers[j], numbers[MAX_GROUP + j] = <real> m.high, <real> m.rstd
         # Adding -0 changes nothing, not even a zero's sign.
-        numbers[2 * MAX_GROUP + j] = <real> m.shift if t.centred else -0.0
+        shift[j] = m.shift if t.centred else -0.0
+        numbers[j], numbers[MAX_GROUP + j] = <real> m.high, <real> m.rstd
+        numbers[2 * MAX_GROUP + j] = <real> shift[j]
         numbers[3 * MAX_GROUP + j] = <real> m.scale
     j = 0
     while j < count:
@@ -232,7 +233,7 @@ cdef inline void numbers_across(
         j += SIDE_BY_SIDE
     for j in range(count):
         if t.centred:
-            hx[j] += kept_map(t, index + j).shift * h[j]
+            hx[j] += shift[j] * h[j]
             numbers[4 * MAX_GROUP + j] = <real> (h[j] / t.n)
         numbers[5 * MAX_GROUP + j] = <real> (hx[j] / t.n)
 
