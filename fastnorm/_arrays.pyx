@@ -15,9 +15,6 @@ import numpy as np
 cimport numpy as cnp
 from cpython.number cimport PyNumber_Index
 
-from fastnorm._kernels.arrays cimport dtype_of
-from fastnorm._kernels.convert cimport read_run
-
 cdef extern from "Python.h":
     Py_ssize_t PY_SSIZE_T_MAX
 
@@ -378,8 +375,8 @@ cpdef tuple new_statistics(tuple shape, Py_ssize_t size, eps):
 
 
 cpdef cnp.ndarray contiguous(cnp.ndarray a):
-    """`a` in C order and aligned: `a` itself where it is so already."""
-    return a if cnp.PyArray_ISCARRAY_RO(a) else np.array(a, order="C")
+    """An optional array in C order and aligned: `a` itself where it is so already."""
+    return a if a is None or cnp.PyArray_ISCARRAY_RO(a) else np.array(a, order="C")
 
 
 cpdef cnp.ndarray ordered(cnp.ndarray a, order):
@@ -390,30 +387,6 @@ cpdef cnp.ndarray ordered(cnp.ndarray a, order):
         return a
     permutation.ptr, permutation.len = axes, lengths_of(order, axes)
     return cnp.PyArray_Transpose(a, &permutation)  # no method, which a subclass may have changed
-
-
-cpdef cnp.ndarray cast(cnp.ndarray a, cnp.dtype dtype):
-    """An optional array in the type that is computed in, contiguous: `a` itself where it is so."""
-    cdef cnp.ndarray result
-    if a is None:
-        return None
-    a = contiguous(a)
-    if cnp.PyArray_TYPE(a) == dtype.type_num:
-        return a
-    result = cnp.PyArray_EMPTY(
-        cnp.PyArray_NDIM(a), cnp.PyArray_DIMS(a), dtype.type_num, False
-    )
-    if dtype.type_num == cnp.NPY_FLOAT:
-        read_run(
-            dtype_of(a), cnp.PyArray_DATA(a), cnp.PyArray_ITEMSIZE(a), cnp.PyArray_SIZE(a), 0,
-            <float*> cnp.PyArray_DATA(result),
-        )
-    else:
-        read_run(
-            dtype_of(a), cnp.PyArray_DATA(a), cnp.PyArray_ITEMSIZE(a), cnp.PyArray_SIZE(a), 0,
-            <double*> cnp.PyArray_DATA(result),
-        )
-    return result
 
 
 cpdef tuple reduced(cnp.ndarray a, tuple axes):

@@ -54,7 +54,7 @@ def _times_weight(
     if _arrays.is_transposed(weight):
         weight, transposed = weight.T, not transposed
     _multiply(
-        function, x, False, weight, transposed, _arrays.cast(bias, dtype), y,
+        function, x, False, weight, transposed, _arrays.contiguous(bias), y,
         _arrays.row_count(x), n, k, dtype,
     )  # fmt: skip
 

@@ -56,9 +56,8 @@ def _forward(
         mean, rstd = _arrays.new_statistics(_arrays.reduced(x, axes), x.size, eps)
     if x.size:
         m, n, order = _arrays.row_view(x, axes)
-        dtype = _arrays.working_dtype(x)
         _kernel.forward(
-            _arrays.ordered(x, order), _arrays.cast(gamma, dtype), _arrays.cast(beta, dtype),
+            _arrays.ordered(x, order), _arrays.contiguous(gamma), _arrays.contiguous(beta),
             m, n, True, eps, _arrays.ordered(y, order), mean, rstd, get_num_threads(),
         )  # fmt: skip
     return y if inference else (y, LayerNormCache(x, gamma, beta, mean, rstd, axes))
@@ -228,7 +227,7 @@ def layer_norm_backward(
         m, n, order = _arrays.row_view(x, axes)
         _kernel.backward(
             _arrays.ordered(dy, order), _arrays.ordered(x, order),
-            _arrays.cast(gamma, _arrays.working_dtype(x)), mean, rstd, m, n,
-            _arrays.ordered(dx, order), dgamma, dbeta, get_num_threads(),
+            _arrays.contiguous(gamma), mean, rstd, m, n, _arrays.ordered(dx, order),
+            dgamma, dbeta, get_num_threads(),
         )  # fmt: skip
     return dx, dgamma, dbeta

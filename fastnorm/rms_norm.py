@@ -55,7 +55,7 @@ def _forward(
     if x.size:
         m, n, order = _arrays.row_view(x, axes)
         _kernel.forward(
-            _arrays.ordered(x, order), _arrays.cast(gamma, _arrays.working_dtype(x)), None,
+            _arrays.ordered(x, order), _arrays.contiguous(gamma), None,
             m, n, False, eps, _arrays.ordered(y, order), None, rstd, get_num_threads(),
         )  # fmt: skip
     return y if inference else (y, RMSNormCache(x, gamma, rstd, axes))
@@ -215,7 +215,7 @@ def rms_norm_backward(
         m, n, order = _arrays.row_view(x, axes)
         _kernel.backward(
             _arrays.ordered(dy, order), _arrays.ordered(x, order),
-            _arrays.cast(gamma, _arrays.working_dtype(x)), None, rstd, m, n,
-            _arrays.ordered(dx, order), dgamma, None, get_num_threads(),
+            _arrays.contiguous(gamma), None, rstd, m, n, _arrays.ordered(dx, order),
+            dgamma, None, get_num_threads(),
         )  # fmt: skip
     return dx, dgamma

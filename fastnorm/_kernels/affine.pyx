@@ -18,6 +18,7 @@ from fastnorm._kernels.affine_sums cimport ThinProduct, sum_block, thin_block
 from fastnorm._kernels.affine_tiles cimport TILE_STEP, Product, run_product, set_matrix
 from fastnorm._kernels.arrays cimport FLOAT32, FLOAT64, Dtype, data_of, itemsize_of
 from fastnorm._kernels.blocks cimport ceil_div, threads_for
+from fastnorm._kernels.engine cimport cast
 from fastnorm._kernels.operands cimport BLOCK, release, reserve, set_operand
 from fastnorm._kernels.vectors cimport vector_of
 from fastnorm._pool cimport parallel_for
@@ -36,7 +37,7 @@ def matmul(
     bint a_transposed,          # or (k, m)
     cnp.ndarray b,              # IN (k, n)
     bint b_transposed,          # or (n, k)
-    cnp.ndarray bias,           # IN (n,) or None, in the type that is computed in
+    cnp.ndarray bias,           # IN (n,) contiguous, or None
     cnp.ndarray c,              # OUT (m, n), may be a
     Py_ssize_t m,
     Py_ssize_t n,
@@ -53,6 +54,7 @@ def matmul(
     set_matrix(&t.b, b, b_transposed, k if b_transposed else n, t.dtype)
     set_matrix(&t.c, c, False, n, t.dtype)
     t.in_place = data_of(a) == data_of(c)
+    bias = cast(bias, t.dtype)
     t.bias = data_of(bias)
     with nogil:
         done = run_product(&t, num_threads)

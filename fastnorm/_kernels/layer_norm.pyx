@@ -20,7 +20,7 @@ result does not depend on which of the two it is, hence not on the other rows.
 cimport numpy as cnp
 
 from fastnorm._kernels.arrays cimport data_of
-from fastnorm._kernels.engine cimport backward_rows, forward_rows
+from fastnorm._kernels.engine cimport backward_rows, cast, forward_rows
 from fastnorm._kernels.operands cimport set_operand, working_dtype
 from fastnorm._kernels.rows_task cimport Task, set_group, set_view, use_as_stored
 from fastnorm._kernels.vectors cimport vector_of
@@ -30,8 +30,8 @@ cnp.import_array()
 
 def forward(
     cnp.ndarray x,              # IN (M, N), axes in this order, any strides
-    cnp.ndarray gamma,          # IN (N,) or None, in the type that is computed in
-    cnp.ndarray beta,           # IN (N,) or None, likewise
+    cnp.ndarray gamma,          # IN (N,) contiguous, or None
+    cnp.ndarray beta,           # IN (N,) contiguous, or None
     Py_ssize_t rows,            # M
     Py_ssize_t n,               # N
     bint centred,               # False: RMS norm
@@ -50,6 +50,7 @@ def forward(
     use_as_stored(&t)
     set_group(&t)
     t.eps = eps
+    gamma, beta = cast(gamma, t.dtype), cast(beta, t.dtype)
     t.gamma, t.beta = data_of(gamma), data_of(beta)
     t.mean, t.rstd = <double*> data_of(mean), <double*> data_of(rstd)
     with nogil:
@@ -61,7 +62,7 @@ def forward(
 def backward(
     cnp.ndarray dy,             # IN (M, N), axes in this order, any strides
     cnp.ndarray x,              # IN (M, N), likewise
-    cnp.ndarray gamma,          # IN (N,) or None, in the type that is computed in
+    cnp.ndarray gamma,          # IN (N,) contiguous, or None
     cnp.ndarray mean,           # IN (M,) float64, or None for RMS norm
     cnp.ndarray rstd,           # IN (M,) float64
     Py_ssize_t rows,            # M
@@ -79,6 +80,7 @@ def backward(
     set_operand(&t.y, dx, t.dtype)
     use_as_stored(&t)
     set_group(&t)
+    gamma = cast(gamma, t.dtype)
     t.gamma = data_of(gamma)
     t.mean, t.rstd = <double*> data_of(mean), <double*> data_of(rstd)
     t.dgamma, t.dbeta = vector_of(dgamma), vector_of(dbeta)
