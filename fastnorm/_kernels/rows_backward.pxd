@@ -20,9 +20,8 @@ from fastnorm._kernels.rows cimport CHUNK, element, is_sixteen, row_gradient_sum
 from fastnorm._kernels.rows_narrow cimport backward_narrow
 from fastnorm._kernels.rows_task cimport FLUSH_ROWS, MAX_GROUP, NARROW, PIECE, RowMap, RowSums
 from fastnorm._kernels.rows_task cimport Task, allocate_partials, goes_by_tiles, is_cut, is_direct
-from fastnorm._kernels.rows_task cimport kept_map
-from fastnorm._kernels.rows_task cimport parameters_of, piece_length, reserve_scratch
-from fastnorm._kernels.rows_task cimport shifted
+from fastnorm._kernels.rows_task cimport kept_map, load_lengths, loaded_map, parameters_of
+from fastnorm._kernels.rows_task cimport piece_length, reserve_scratch, shifted
 from fastnorm._kernels.rows_turned cimport add_rows, backward_side_by_side
 from fastnorm._kernels.sixteen cimport GradientParameters, Rows
 from fastnorm._kernels.vectors cimport store
@@ -85,10 +84,16 @@ cdef inline real* further(real* sums, Py_ssize_t n) noexcept nogil:
     return NULL if sums == NULL else sums + n
 
 
-cdef inline void keep_length(Task* t, Py_ssize_t index, RowSums sums) noexcept nogil:
+cdef inline void keep_lengths(
+    Task* t, Py_ssize_t index, Py_ssize_t count, const RowSums* sums
+) noexcept nogil:
     """dg of weight norm: Σdy·v/‖v‖"""
+    cdef double dg[MAX_GROUP]
+    cdef Py_ssize_t k
     if t.by_length:
-        store(t.dg, index, 1, &sums.hx)
+        for k in range(count):
+            dg[k] = sums[k].hx
+        store(t.dg, index, count, dg)
 
 
 cdef inline void row_numbers(
@@ -270,19 +275,22 @@ cdef inline void backward_group(
     elements."""
     cdef RowSums sums[MAX_GROUP]
     cdef RowMap maps[MAX_GROUP]
+    cdef double norm[MAX_GROUP]
+    cdef double g[MAX_GROUP]
     cdef Py_ssize_t offset = index * t.n, ahead = 0, k, together, x_stride, dy_stride, dx_stride
     cdef const real* x = load_block(&t.x, offset, t.n, count, t.n, x_scratch, &x_stride)
     cdef const real* dy = load_block(&t.dy, offset, t.n, count, t.n, dy_scratch, &dy_stride)
     cdef real* dx = result_block(&t.y, offset, t.n, t.n, dx_scratch, &dx_stride)
     if t.route != IN_CACHE and is_direct(t) and index + 2 * count <= t.rows:
         ahead = count * t.n
+    load_lengths(t, index, count, norm, g)
     for k in range(count):
-        maps[k] = kept_map(t, index + k)
+        maps[k] = loaded_map(t, index + k, norm + k, g + k)
         sums[k] = chunk_row_sums(
             t, element(x, t.stored, k * x_stride), element(dy, t.stored, k * dy_stride),
             parameters_of(t, index + k), t.n, maps[k], ahead,
         )
-        keep_length(t, index + k, sums[k])
+    keep_lengths(t, index, count, sums)
     k = 0
     while k < count:
         together = min(count - k, FLUSH_ROWS - unflushed_rows(t, index + k))
@@ -309,7 +317,7 @@ cdef inline void backward_long_row(
         part = piece_sums(t, index, piece, x_scratch, dy_scratch)
         total.h += part.h
         total.hx += part.hx
-    keep_length(t, index, total)
+    keep_lengths(t, index, 1, &total)
     while start < t.n:
         length = min(t.n - start, <Py_ssize_t> CHUNK)
         chunk_gradients(
@@ -518,7 +526,7 @@ cdef inline bint backward_pieces(Task* t, int num_threads) noexcept nogil:
         for piece in range(1, t.pieces):
             row.h += row[piece].h
             row.hx += row[piece].hx
-        keep_length(t, index, row[0])
+        keep_lengths(t, index, 1, row)
     parallel_for(columns_block, t, ceil_div(t.n, CHUNK), num_threads)
     free(t.row_sums)
     return True

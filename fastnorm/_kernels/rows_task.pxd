@@ -238,14 +238,29 @@ cdef inline RowMap row_map(Task* t, double mean, double rstd) noexcept nogil:
     return m
 
 
-cdef inline RowMap kept_map(Task* t, Py_ssize_t index) noexcept nogil:
-    """From what the forward pass kept of a row."""
-    cdef RowMap m
-    cdef double norm
+cdef inline void load_lengths(
+    Task* t, Py_ssize_t index, Py_ssize_t count, double* norm, double* g
+) noexcept nogil:
+    """Of weight norm: what it keeps of `count` rows."""
     if t.by_length:
-        load(t.norm, index, 1, 0, &norm)
-        m = row_map(t, 0, inverse_or_zero(norm))
-        load(t.g, index, 1, 1, &m.scale)
-        m.scale *= m.rstd
+        load(t.norm, index, count, 0, norm)
+        load(t.g, index, count, 1, g)
+
+
+cdef inline RowMap loaded_map(
+    Task* t, Py_ssize_t index, const double* norm, const double* g
+) noexcept nogil:
+    """From what the forward pass kept of a row; of weight norm, what `load_lengths` has set."""
+    cdef RowMap m
+    if t.by_length:
+        m = row_map(t, 0, inverse_or_zero(norm[0]))
+        m.scale = g[0] * m.rstd
         return m
     return row_map(t, t.mean[index] if t.centred else 0, t.rstd[index])
+
+
+cdef inline RowMap kept_map(Task* t, Py_ssize_t index) noexcept nogil:
+    """The same of one row alone."""
+    cdef double norm, g
+    load_lengths(t, index, 1, &norm, &g)
+    return loaded_map(t, index, &norm, &g)
