@@ -17,9 +17,12 @@
 
 #if defined(__GNUC__) || defined(__clang__)
 #define FASTNORM_PREFETCH(p, level) __builtin_prefetch(p, 0, level)
+/* GCC removes calls of a function that does nothing but ask for memory, as if it did nothing. This it keeps. */
+#define FASTNORM_HAS_EFFECT() __asm__ volatile("")
 #define FASTNORM_ONCE static __attribute__((noinline, unused)) /* large, and called from several places */
 #else
 #define FASTNORM_PREFETCH(p, level) ((void)(p))
+#define FASTNORM_HAS_EFFECT() ((void)0)
 #define FASTNORM_ONCE static inline
 #endif
 
@@ -29,6 +32,7 @@ static inline void fastnorm_prefetch(const void *memory, ptrdiff_t num_bytes)
     const char *p = (const char *)memory;
     ptrdiff_t i;
     for (i = 0; i < num_bytes; i += FASTNORM_LINE) FASTNORM_PREFETCH(p + i, 3);
+    FASTNORM_HAS_EFFECT();
 }
 
 /* What is wanted after something that fills L1: into L2. */
@@ -37,6 +41,7 @@ static inline void fastnorm_prefetch_far(const void *memory, ptrdiff_t num_bytes
     const char *p = (const char *)memory;
     ptrdiff_t i;
     for (i = 0; i < num_bytes; i += FASTNORM_LINE) FASTNORM_PREFETCH(p + i, 2);
+    FASTNORM_HAS_EFFECT();
 }
 
 #if FASTNORM_CAN_STREAM
