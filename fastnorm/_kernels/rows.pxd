@@ -329,12 +329,11 @@ cdef inline void row_slope(
     const real* dy, const real* x, Dtype stored, real* restrict dx, Py_ssize_t n, real slope,
     real scale, Py_ssize_t ahead,
 ) noexcept nogil:
-    """dx = (dy + x·slope)·scale"""
+    """dx = (dy + x·slope)·scale. For dy the sums before it have asked."""
     cdef Py_ssize_t i
     cdef Numbers m
     ask(x, stored, n, ahead)
     if real is float and (is_sixteen(stored)):
-        ask(dy, stored, n, ahead)
         m.slope, m.scale = slope, scale
         sixteen.slope(
             stored == FLOAT16, <const uint16_t*> dy, <const uint16_t*> x, <uint16_t*> dx, n, m
