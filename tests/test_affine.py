@@ -24,6 +24,7 @@ PRODUCTS = [
         (300, 1, 40),
         (1100, 300, 300),  # and ranges of the depth, backward
         (2500, 130, 260),
+        (130, 300, 1024),  # a weight and dy whose rows are a page apart
     )
 ]
 

@@ -26,7 +26,7 @@ from scipy.linalg.cython_blas cimport dgemm, dgemv, sgemm, sgemv
 
 from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div
-from fastnorm._kernels.memory cimport IN_CACHE, Writer, open_writer
+from fastnorm._kernels.memory cimport IN_CACHE, PAGE, Writer, open_writer
 from fastnorm._kernels.operands cimport Operand, load_block, padded, result_block, set_operand
 from fastnorm._kernels.operands cimport store_block
 from fastnorm._pool cimport parallel_for, participant
@@ -35,6 +35,7 @@ cdef enum:
     TILE_STEP = 32              # tiles are cut at multiples of this
     MIN_TILE = 128              # rows, or columns: BLAS packs (1 / rows + 1 / columns) of the work
     GOOD_ROWS = 256             # from here on, cut columns
+    PANEL_ROWS = 64             # from here on, B may be better in a panel
     MAX_TILE_ROWS = 1024        # above, what is packed of few columns falls out of cache
     MAX_TILE_COLUMNS = 1024     # a panel of C has so many
     TILES_OF_WORK = 65          # tiles for 10^12 floating-point operations; as their cube root
@@ -44,6 +45,7 @@ cdef enum:
     MIN_DEPTH = 256             # and of its rows: below, C is read and written too often
     FLUSH = 32                  # chunks added in float before they go into double
     MIN_RANGE = 512             # elements of a range of the depth
+    SUM_BYTES = 25165824        # of all ranges: 32 MB would be new pages in every call
     ADDED = 512                 # columns of these at a time
     STRIP_BYTES = 65536         # of sums of ranges that are added up together
     GROUP = 4                   # tiles beside each other that share a panel of A,
@@ -107,7 +109,7 @@ cdef inline void cut_tiles(Product* t) noexcept nogil:
     """Tiles enough to feed the threads, but large ones: each packs its share of A and of B."""
     cdef double work = 2.0 * t.m * t.n * t.k
     cdef double num_bytes = 1.0 * (t.m * t.k + t.k * t.n + t.m * t.n) * itemsize_of(t.dtype)
-    cdef Py_ssize_t longest
+    cdef Py_ssize_t longest, range_bytes = t.m * t.n * itemsize_of(t.dtype)
     # More of a larger product, and larger ones.
     cdef double wanted = max(TILES_OF_WORK * cbrt(work / 1e12), num_bytes / TILE_BYTES)
     wanted = min(wanted, <double> MAX_PARTIALS) / sqrt(2.0)  # tiles are halved: the nearest number
@@ -120,7 +122,10 @@ cdef inline void cut_tiles(Product* t) noexcept nogil:
         t.tile_n = half(t.tile_n)
     while t.ranges * ceil_div(t.m, t.tile_m) * ceil_div(t.n, t.tile_n) < wanted:
         longest = max(max(t.tile_m, t.tile_n), 2 * <Py_ssize_t> MIN_RANGE)
-        if min(t.m, t.n) >= MIN_TILE and t.k > t.ranges * longest:
+        if (
+            min(t.m, t.n) >= MIN_TILE and t.k > t.ranges * longest
+            and 2 * t.ranges * range_bytes <= SUM_BYTES
+        ):
             t.ranges *= 2
         elif t.tile_n > MIN_TILE and (t.tile_n >= 2 * t.tile_m or t.tile_m <= GOOD_ROWS):
             t.tile_n = half(t.tile_n)
@@ -138,6 +143,14 @@ cdef inline void cut_depth(Product* t) noexcept nogil:
     t.range = ceil_div(k, t.depth) * t.depth
     t.ranges = ceil_div(t.k, t.range)
     t.is_deep = t.dtype == FLOAT32 and t.range > FLUSH * t.depth
+
+
+cdef inline void choose_panels(Product* t) noexcept nogil:
+    """B as it lies, of which BLAS packs a line of each row at a time. Where rows are whole pages
+    apart, their lines meet in the same sets of the cache: a panel is better, even with the copy."""
+    cdef Py_ssize_t row_bytes = t.b.stride * itemsize_of(t.dtype)
+    if t.m >= PANEL_ROWS and not t.b.transposed and row_bytes % PAGE == 0:
+        t.b.stride, t.b.memory.direct = 0, False
 
 
 cdef inline void group_tiles(Product* t) noexcept nogil:
@@ -410,6 +423,7 @@ cdef inline bint run_product(Product* t, int num_threads) noexcept nogil:
     cdef Py_ssize_t blocks, scratch, sum_bytes = 0
     cut_tiles(t)
     cut_depth(t)
+    choose_panels(t)
     t.scratch = NULL
     if t.ranges > 1:
         sum_bytes = t.ranges * t.m * t.n * itemsize_of(t.dtype)
