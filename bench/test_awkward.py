@@ -31,6 +31,9 @@ AWKWARD = [
     (BATCH_NORM, Case("1x64x112x112", (1, 64, 112, 112))),
     (BATCH_NORM, Case("4096x512x1x1", (4096, 512, 1, 1))),
     (BATCH_NORM, Case("128x512x7x7", (128, 512, 7, 7))),
+    # long rows, but too many for columns that stay in cache
+    *((BATCH_NORM, Case(f"{n}x{c}", (n, c))) for n, c in ((256, 4096), (512, 4608))),
+    (WEIGHT_NORM, Case("512x4608, axis -1", (512, 4608), LAST)),
     # normalised over an axis that is not the last
     *(
         (LAYER_NORM, Case(f"axis 1 of 16x{c}x{n}x{n}", (16, c, n, n), {"axis": 1}))

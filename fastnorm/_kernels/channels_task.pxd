@@ -16,11 +16,13 @@ cdef enum:
     MIN_COLUMNS = 64            # narrower rows are taken several at a time
     WIDE_COLUMNS = 512          # as wide as that where there are MANY_ROWS
     MANY_ROWS = 4096
-    TILE_BYTES = 4096           # of a row in a tile of columns: no more, and no less than half
+    TILE_BYTES = 4096           # of a row in a tile of columns
     CACHED_BYTES = 524288       # of a tile that a block finds again in cache
     MAX_TILE = 16               # channels in a tile of planes
     PIECE = 1024                # elements of a plane: how far ahead memory is asked for
-    RANGE_ROWS = 256            # keeps a range's partial results small beside its rows
+    ONE_RANGE = 512             # rows: as many are one range of columns, more are cut into
+    RANGE_ROWS = 256            # so many each, which keeps partial results small beside them
+    RANGE_COLUMNS = 256         # of a tile of one range, at least
     RANGE_ELEMENTS = 32768      # of a channel in a range of planes, at least
     FEW = 256                   # channels that are prepared or finished at a time
 
@@ -128,20 +130,26 @@ cdef inline void plan_columns(Channels* t, Py_ssize_t itemsize) noexcept nogil:
     t.width = width * t.repeats
     t.units = t.n // t.repeats
     t.tail = width * (t.n % t.repeats)
+    # Runs of memory that are shorter than a page take longer than another sweep.
     tile = CACHED_BYTES // (t.n * itemsize * (2 if t.reduction == GRADIENT_SUMS else 1))
-    t.whole_tiles = t.repeats == 1 and (t.n <= MANY_ROWS // 8 or t.c * t.s <= tile)
+    t.whole_tiles = t.repeats == 1 and tile >= min(width, TILE_BYTES // itemsize)
     t.grid.ranges, t.grid.units_per_range = 1, t.units
     if t.whole_tiles:
-        tile = max(min(tile, TILE_BYTES // itemsize), TILE_BYTES // 2 // itemsize)
-        tile = min(tile, max(ceil_div(width, 2), TILE_BYTES // 4 // itemsize))
+        tile = min(TILE_BYTES // itemsize, max(ceil_div(width, 2), TILE_BYTES // 4 // itemsize))
         t.grid.channels_per_tile = min(t.c, ceil_div(tile, t.s))
         return
-    t.grid.units_per_range = max(<Py_ssize_t> RANGE_ROWS, ceil_div(t.units, MAX_PARTIALS))
-    t.grid.ranges = ceil_div(t.units, t.grid.units_per_range)
+    tile = STRIP
+    if t.repeats == 1 and t.n <= ONE_RANGE:
+        tile = min(max(ceil_div(width, 4), <Py_ssize_t> RANGE_COLUMNS), 2 * RANGE_COLUMNS)
+    else:
+        t.grid.units_per_range = max(<Py_ssize_t> RANGE_ROWS, ceil_div(t.units, MAX_PARTIALS))
+        t.grid.ranges = ceil_div(t.units, t.grid.units_per_range)
     t.grid.channels_per_tile = t.c
     if t.repeats == 1:
-        tile = ceil_div(t.c, max(MAX_PARTIALS // t.grid.ranges, <Py_ssize_t> 1))
-        t.grid.channels_per_tile = max(min(t.c, ceil_div(STRIP, t.s)), tile)
+        tile = max(
+            ceil_div(tile, t.s), ceil_div(t.c, max(MAX_PARTIALS // t.grid.ranges, <Py_ssize_t> 1))
+        )
+        t.grid.channels_per_tile = min(t.c, tile)
     if t.tail:
         t.grid.ranges += 1
 
