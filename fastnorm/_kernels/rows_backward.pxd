@@ -479,9 +479,10 @@ cdef inline void column_gradients(
     cdef real dgamma[CHUNK]
     cdef real dbeta[CHUNK]
     cdef double totals[2 * CHUNK]
+    cdef bint has_sums = not t.by_length
     cdef Py_ssize_t i, index, n = min(t.n - start, <Py_ssize_t> CHUNK)
     cdef Writer writer
-    for i in range(n):
+    for i in range(n if has_sums else 0):
         dgamma[i], dbeta[i] = 0, 0
         totals[i], totals[n + i] = 0, 0
     open_writer(&writer, t.route, t.y.direct)
@@ -490,12 +491,13 @@ cdef inline void column_gradients(
             t, index, start, n, t.row_sums[index * t.pieces], dgamma, dbeta,
             x_scratch, dy_scratch, dx_scratch, &writer,
         )
-        if (index + 1) % FLUSH_ROWS == 0 or index + 1 == t.rows:
+        if has_sums and ((index + 1) % FLUSH_ROWS == 0 or index + 1 == t.rows):
             flush_sums(totals, dgamma, n)
             flush_sums(totals + n, dbeta, n)
     flush(&writer)
-    store(t.dgamma, start, n, totals)
-    store(t.dbeta, start, n, totals + n)
+    if has_sums:
+        store(t.dgamma, start, n, totals)
+        store(t.dbeta, start, n, totals + n)
 
 
 cdef inline void columns_block(void* task, Py_ssize_t block) noexcept nogil:
@@ -539,6 +541,6 @@ cdef inline bint run_backward(Task* t, int num_threads) noexcept nogil:
     t.route = choose_route(3 * num_bytes, team, team == 1)
     cdef bint has_memory = reserve_scratch(t, team)
     if has_memory:
-        has_memory = backward_pieces(t, team) if is_cut(t) else backward_whole_rows(t, team)
+        has_memory = backward_pieces(t, team) if is_cut(t, team) else backward_whole_rows(t, team)
     release(&t.scratch)
     return has_memory

@@ -242,7 +242,7 @@ cdef inline bint run_forward(Task* t, int num_threads) noexcept nogil:
     # Turned arrays are read, and written, by runs as long as a block has rows.
     t.rows_per_block = max(t.rows_per_block, min(t.group, t.rows // (BLOCKS_PER_THREAD * team)))
     cdef bint has_memory = reserve_scratch(t, team)
-    if has_memory and is_cut(t):
+    if has_memory and is_cut(t, team):
         has_memory = forward_pieces(t, team)
     elif has_memory:
         parallel_for(forward_block, t, ceil_div(t.rows, t.rows_per_block), team)

@@ -11,7 +11,7 @@ from fastnorm._kernels.memory cimport Writer, place
 from fastnorm._kernels.moments cimport settle
 from fastnorm._kernels.operands cimport Operand, load_block, result_block, store_block, transpose
 from fastnorm._kernels.rows cimport standard
-from fastnorm._kernels.rows_task cimport SIDE_BY_SIDE, RowMap, Task, finish_statistics
+from fastnorm._kernels.rows_task cimport NARROW, SIDE_BY_SIDE, RowMap, Task, finish_statistics
 from fastnorm._kernels.rows_task cimport kept_map
 from fastnorm._kernels.vectors cimport store
 
@@ -186,17 +186,20 @@ cdef inline void tile_gradients(
 
 
 cdef inline void fold_tile(
-    real* restrict tile, Py_ssize_t n, double* restrict sums
+    real* restrict tile, Py_ssize_t n, real* restrict scratch, double* restrict sums
 ) noexcept nogil:
-    """sums += Σ_rows tile;  tile = 0"""
+    """sums += Σ_rows tile;  tile = 0. Turned first: sums of many elements at a time, in vectors."""
+    cdef double totals[NARROW]
     cdef Py_ssize_t i, j
-    cdef double total
+    transpose(tile, <Py_ssize_t> SIDE_BY_SIDE, n, <Py_ssize_t> SIDE_BY_SIDE, scratch, n)
+    memset(tile, 0, n * SIDE_BY_SIDE * sizeof(real))
     for i in range(n):
-        total = 0
-        for j in range(SIDE_BY_SIDE):
-            total += tile[i * SIDE_BY_SIDE + j]
-            tile[i * SIDE_BY_SIDE + j] = 0
-        sums[i] += total
+        totals[i] = 0
+    for j in range(SIDE_BY_SIDE):
+        for i in range(n):
+            totals[i] += scratch[j * n + i]
+    for i in range(n):
+        sums[i] += totals[i]
 
 
 cdef inline void load_maps(
@@ -254,6 +257,6 @@ cdef inline void backward_narrow(
         index += count
         unflushed += 1
         if partial != NULL and (unflushed == FLUSH_TILES or index == last):
-            fold_tile(dgamma, t.n, partial)
-            fold_tile(dbeta, t.n, partial + t.n)
+            fold_tile(dgamma, t.n, x, partial)
+            fold_tile(dbeta, t.n, x, partial + t.n)
             unflushed = 0

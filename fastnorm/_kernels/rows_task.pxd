@@ -5,7 +5,7 @@ from libc.math cimport sqrt
 from libc.stdlib cimport calloc
 
 from fastnorm._kernels.arrays cimport FLOAT32, NONE, Dtype, itemsize_of, real
-from fastnorm._kernels.blocks cimport ceil_div, rows_per_block
+from fastnorm._kernels.blocks cimport BLOCKS_PER_THREAD, ceil_div, rows_per_block
 from fastnorm._kernels.memory cimport LINE, Route, at_line
 from fastnorm._kernels.moments cimport Extent, Moments, is_usable, rescue
 from fastnorm._kernels.operands cimport BLOCK, SIDE, WIDE_BLOCK, Operand, Scratch, reserve
@@ -156,8 +156,12 @@ cdef inline double* allocate_partials(
     return <double*> memory
 
 
-cdef inline bint is_cut(Task* t) noexcept nogil:
-    return t.pieces > 1 and t.rows < FEW_ROWS
+cdef inline bint is_cut(Task* t, int team) noexcept nogil:
+    """Whether long rows are cut into pieces, because they are too few for the threads, or for the
+    parameter gradients that a block of whole rows adds up. It does not show in the result."""
+    cdef bint has_sums = t.dy.dtype != NONE and not t.by_length
+    cdef Py_ssize_t enough = FEW_ROWS if has_sums else 0 if team == 1 else BLOCKS_PER_THREAD * team
+    return t.pieces > 1 and t.rows < enough
 
 
 cdef inline Py_ssize_t piece_length(Task* t, Py_ssize_t piece) noexcept nogil:
