@@ -11,7 +11,9 @@ from fastnorm._kernels.operands cimport BLOCK, Operand, Scratch, load_block, nth
 from fastnorm._kernels.operands cimport padded, room, set_operand, take_as_stored
 
 cdef enum:
-    MIN_PLANE = 128             # elements: shorter planes are columns
+    MIN_PLANE = 32              # elements: shorter planes are columns,
+    LONG_PLANE = 128            # longer ones are not,
+    FEW_PLANES = 64             # in between, those of more than s²/FEW_PLANES samples are
     MIN_RUN = 16                # elements: shorter planes are mapped as columns
     MIN_COLUMNS = 64            # narrower rows are taken several at a time
     WIDE_COLUMNS = 512          # as wide as that where there are MANY_ROWS
@@ -189,6 +191,16 @@ cdef inline void plan_map(Channels* t, Py_ssize_t itemsize) noexcept nogil:
     t.map_grid.ranges = ceil_div(t.units, t.map_grid.units_per_range) + (1 if t.tail else 0)
 
 
+cdef inline bint has_planes(Reduction reduction, Py_ssize_t n, Py_ssize_t s) noexcept nogil:
+    """Each plane has lanes to fold, each column sums and coefficients of its own: columns are worth
+    it where n is large beside s."""
+    if n == 1:
+        return s > 1  # a channel's only plane is a row, however short
+    if reduction == NO_REDUCTION:
+        return s >= MIN_RUN
+    return s >= LONG_PLANE or s >= MIN_PLANE and s * s >= FEW_PLANES * n
+
+
 cdef inline void plan(
     Channels* t, Reduction reduction, Dtype dtype, Py_ssize_t n, Py_ssize_t c, Py_ssize_t s
 ) noexcept nogil:
@@ -196,10 +208,10 @@ cdef inline void plan(
     t.n, t.c, t.s, t.plane_step = n, c, s, c * s
     t.batch, t.sample, t.group = 1, 0, 1
     t.conclude, t.mapped = NULL, NULL
-    if s < MIN_PLANE and (n > 1 or s == 1):  # a channel's only plane is a row, however short
-        plan_columns(t, itemsize_of(dtype))
-    else:
+    if has_planes(reduction, n, s):
         plan_planes(t, itemsize_of(dtype))
+    else:
+        plan_columns(t, itemsize_of(dtype))
     plan_map(t, itemsize_of(dtype))
     if reduction == NO_REDUCTION:
         t.whole_tiles = False
@@ -222,7 +234,7 @@ cdef inline void plan_groups(
     t.n, t.c, t.s, t.plane_step = n, c, s, c * s
     t.batch, t.sample, t.group = batch, 0, group
     t.conclude, t.mapped = NULL, NULL
-    if s < (MIN_RUN if n == 1 else MIN_PLANE):
+    if s < (MIN_RUN if n == 1 else LONG_PLANE):
         plan_columns(t, itemsize)
     else:
         plan_planes(t, itemsize)
