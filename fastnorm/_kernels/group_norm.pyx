@@ -74,12 +74,13 @@ cdef inline void load_groups(
     double* restrict values,
 ) noexcept nogil:
     """For n channels, what `vector` has for their groups."""
-    cdef Py_ssize_t group = sample * (norm.c // norm.group) + channel // norm.group
-    cdef Py_ssize_t i = 0, stop = norm.group - channel % norm.group
+    cdef Py_ssize_t group, stop, i = 0
     cdef double value
     if norm.group == 1:
-        load(vector, group, n, 0, values)
+        load(vector, sample * norm.c + channel, n, 0, values)
         return
+    group = (sample * norm.c + channel) // norm.group
+    stop = norm.group - channel % norm.group
     while i < n:
         load(vector, group, 1, 0, &value)
         while i < min(stop, n):
@@ -195,7 +196,7 @@ cdef void prepare_backward(Channels* t, Py_ssize_t channel, Py_ssize_t n) noexce
 
 
 cdef inline void group_gradient(
-    Channels* t, Py_ssize_t channel, double* slope, double* shift
+    Channels* t, Py_ssize_t channel, double mean, double rstd, double* slope, double* shift
 ) noexcept nogil:
     """Of the group that begins with this channel. Its sums of products become terms of dgamma: of
     x̂ = (x - high)·rstd - low·rstd they have the first term."""
@@ -203,11 +204,9 @@ cdef inline void group_gradient(
     cdef double* sum_dy = norm.first + t.sample * t.c + channel
     cdef double* sum_products = norm.second + t.sample * t.c + channel
     cdef double gamma[FEW]
-    cdef double mean, high, rstd, left_over, sum_h = 0, sum_h_xhat = 0
+    cdef double high, left_over, sum_h = 0, sum_h_xhat = 0
     cdef double count = <double> t.n * norm.group * t.s
     cdef Py_ssize_t start = 0, n, i
-    load_groups(norm, norm.mean, t.sample, channel, 1, &mean)
-    load_groups(norm, norm.rstd, t.sample, channel, 1, &rstd)
     high_parts(t, 1, &mean, &high)
     left_over = (mean - high) * rstd
     while start < norm.group:
@@ -228,15 +227,21 @@ cdef void conclude_backward(
     """dx = (dy·gamma + ((x - high)·slope + shift))·rstd"""
     cdef GroupNorm* norm = <GroupNorm*> t.norm
     cdef double gamma[FEW]
+    cdef double mean[FEW]
+    cdef double rstd[FEW]
     cdef double slope[FEW]
     cdef double shift[FEW]
     cdef double slope_of_group = 0, shift_of_group = 0
     cdef Py_ssize_t next_group = channel, n, i
     while channel < last_channel:
         n = min(last_channel - channel, <Py_ssize_t> FEW)
+        load_groups(norm, norm.mean, t.sample, channel, n, mean)
+        load_groups(norm, norm.rstd, t.sample, channel, n, rstd)
         for i in range(n):
             if channel + i == next_group:
-                group_gradient(t, next_group, &slope_of_group, &shift_of_group)
+                group_gradient(
+                    t, next_group, mean[i], rstd[i], &slope_of_group, &shift_of_group
+                )
                 next_group += norm.group
             slope[i], shift[i] = slope_of_group, shift_of_group
         load_parameter(norm, norm.gamma, channel, n, 1, gamma)
