@@ -13,7 +13,7 @@ from fastnorm._kernels.operands cimport padded, room, set_operand, take_as_store
 cdef enum:
     MIN_PLANE = 32              # elements: shorter planes are columns,
     LONG_PLANE = 128            # longer ones are not,
-    FEW_PLANES = 64             # in between, those of more than s²/FEW_PLANES samples are
+    FEW_PLANES = 64             # in between, more than s²/FEW_PLANES are; in inference, FEW_PLANES
     MIN_RUN = 16                # elements: shorter planes are mapped as columns
     MIN_COLUMNS = 64            # narrower rows are taken several at a time
     WIDE_COLUMNS = 512          # as wide as that where there are MANY_ROWS
@@ -197,7 +197,7 @@ cdef inline bint has_planes(Reduction reduction, Py_ssize_t n, Py_ssize_t s) noe
     if n == 1:
         return s > 1  # a channel's only plane is a row, however short
     if reduction == NO_REDUCTION:
-        return s >= MIN_RUN
+        return s >= LONG_PLANE or s >= MIN_RUN and n <= FEW_PLANES
     return s >= LONG_PLANE or s >= MIN_PLANE and s * s >= FEW_PLANES * n
 
 
