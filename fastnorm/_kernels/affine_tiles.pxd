@@ -2,8 +2,9 @@
 
 A tile's sum over the depth is taken chunk by chunk: C = A₀·B₀, C += A₁·B₁, ... Where the memory of
 A, B or C is what BLAS takes (rows of the type that is computed in, one element after the other, any
-distance apart), it is used as it lies. Else the tile's part of a chunk is brought into a panel, or
-the tile computed in one, through the blocks of operands.pxd: a panel is all the memory it takes.
+distance apart), it is used as it lies, B with an exception (`choose_panels`). Else the tile's part
+of a chunk is brought into a panel, or the tile computed in one, through the blocks of operands.pxd:
+a panel is all the memory it takes.
 Many chunks in float are added up in double: over a million rows, a chain of them loses digits.
 Where the depth is long beside C, it is cut rather than C, into ranges whose sums are then added in
 their order: BLAS packs its share of A and of B for every tile, which for a small one is much.
