@@ -148,10 +148,8 @@ cdef inline void plan_columns(Channels* t, Py_ssize_t itemsize) noexcept nogil:
         t.grid.ranges = ceil_div(t.units, t.grid.units_per_range)
     t.grid.channels_per_tile = t.c
     if t.repeats == 1:
-        tile = max(
-            ceil_div(tile, t.s), ceil_div(t.c, max(MAX_PARTIALS // t.grid.ranges, <Py_ssize_t> 1))
-        )
-        t.grid.channels_per_tile = min(t.c, tile)
+        least = ceil_div(t.c, max(MAX_PARTIALS // t.grid.ranges, <Py_ssize_t> 1))
+        t.grid.channels_per_tile = min(t.c, max(ceil_div(tile, t.s), least))
     if t.tail:
         t.grid.ranges += 1
 
@@ -196,9 +194,11 @@ cdef inline bint has_planes(Reduction reduction, Py_ssize_t n, Py_ssize_t s) noe
     it where n is large beside s."""
     if n == 1:
         return s > 1  # a channel's only plane is a row, however short
+    if s >= LONG_PLANE:
+        return True
     if reduction == NO_REDUCTION:
-        return s >= LONG_PLANE or s >= MIN_RUN and n <= FEW_PLANES
-    return s >= LONG_PLANE or s >= MIN_PLANE and s * s >= FEW_PLANES * n
+        return s >= MIN_RUN and n <= FEW_PLANES
+    return s >= MIN_PLANE and s * s >= FEW_PLANES * n
 
 
 cdef inline void plan(

@@ -159,9 +159,11 @@ cdef inline double* allocate_partials(
 cdef inline bint is_cut(Task* t, int team) noexcept nogil:
     """Whether long rows are cut into pieces, because they are too few for the threads, or for the
     parameter gradients that a block of whole rows adds up. It does not show in the result."""
-    cdef bint has_sums = t.dy.dtype != NONE and not t.by_length
-    cdef Py_ssize_t enough = FEW_ROWS if has_sums else 0 if team == 1 else BLOCKS_PER_THREAD * team
-    return t.pieces > 1 and t.rows < enough
+    if t.pieces == 1:
+        return False
+    if t.dy.dtype != NONE and not t.by_length:
+        return t.rows < FEW_ROWS
+    return team > 1 and t.rows < BLOCKS_PER_THREAD * team
 
 
 cdef inline Py_ssize_t piece_length(Task* t, Py_ssize_t piece) noexcept nogil:
