@@ -78,7 +78,10 @@ def assert_same_bits_side_by_side(norm, x, dy, parameters, **options):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     "shape",
-    [(3, 64, 7, 7), (1, 65, 150, 2), (40, 100, 3), (2, 513, 17), (1, 768, 300), (2, 1030, 33)],
+    [
+        *[(3, 64, 7, 7), (1, 65, 150, 2), (40, 100, 3), (2, 513, 17), (1, 768, 300)],
+        *[(3, 130, 600), (2, 1030, 33)],
+    ],
     ids=str,
 )
 def test_rows_side_by_side(norm, dtype, shape, route, rng, memory_route):
@@ -94,6 +97,32 @@ def test_rows_side_by_side(norm, dtype, shape, route, rng, memory_route):
         assert_same_bits_side_by_side(
             norm, np.moveaxis(x, 1, -1), np.moveaxis(dy, 1, -1), parameters
         )
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+@pytest.mark.parametrize("shape", [(2, 130, 600), (1, 513, 290)], ids=str)
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_rows_side_by_side_where_they_are(norm, shape, num_threads, rng):
+    """Those long enough are taken from the array and not from a copy: of x, dy and results that
+    have strides of their own, one of which may be x."""
+    inference, forward, backward = (
+        getattr(fn, norm + end) for end in ("", "_forward", "_backward")
+    )
+    x, dy = rng.standard_normal((2, *shape), dtype=np.float32)
+    gamma = rng.standard_normal(shape[1], dtype=np.float32)
+    wide = np.zeros((3, *shape[:-1], shape[-1] + 5), np.float32)
+    some_x, some_dy, out = (a[..., 3:-2] for a in wide)
+    some_x[...], some_dy[...] = x, dy
+    with fn.num_threads(num_threads):
+        y, cache = forward(x, gamma, axis=1)
+        expected = backward(dy, cache)
+        some_y, some_cache = forward(some_x, gamma, axis=1, out=out)
+        assert some_y.tobytes() == y.tobytes()
+        for a, b in zip(backward(some_dy, some_cache, out=out), expected, strict=True):
+            assert (a is None and b is None) or a.tobytes() == b.tobytes()
+        assert inference(some_x, gamma, axis=1, out=some_x).tobytes() == y.tobytes()
+    assert not wide[..., :3].any()
+    assert not wide[..., -2:].any()
 
 
 @pytest.mark.parametrize("norm", ["layer_norm", "rms_norm", "weight_norm"])

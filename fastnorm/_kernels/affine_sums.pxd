@@ -9,9 +9,10 @@ from fastnorm._kernels.arrays cimport FLOAT32, Dtype, real
 from fastnorm._kernels.blocks cimport ceil_div
 from fastnorm._kernels.columns cimport FLUSH, column_sums, column_weighted_sums
 from fastnorm._kernels.convert cimport write_run
+from fastnorm._kernels.engine cimport store
 from fastnorm._kernels.operands cimport ROOM, Operand, Scratch, load_block, of_this_thread
 from fastnorm._kernels.operands cimport padded, nth, room
-from fastnorm._kernels.vectors cimport Vector, store
+from fastnorm._kernels.vectors cimport Vector
 
 cdef enum:
     EIGHT = 8                   # rows that are added up among themselves

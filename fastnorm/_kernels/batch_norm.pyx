@@ -19,14 +19,14 @@ cimport numpy as cnp
 from fastnorm._kernels.arrays cimport NONE
 from fastnorm._kernels.channels_task cimport CENTRE, FEW, GRADIENT, GRADIENT_SUMS, INVERSE
 from fastnorm._kernels.channels_task cimport MOMENTS, NO_MAP, NO_REDUCTION, SCALE, SCALE_SHIFT
-from fastnorm._kernels.channels_task cimport SHIFT, SLOPE, Channels, Operands, high_parts, plan
+from fastnorm._kernels.channels_task cimport SHIFT, SLOPE, Channels, Operands, high_parts
 from fastnorm._kernels.channels_task cimport rescue_channel, set_all, set_coefficients
-from fastnorm._kernels.channels_task cimport set_operands, use_operands
-from fastnorm._kernels.engine cimport run_channels
+from fastnorm._kernels.channels_task cimport use_operands
+from fastnorm._kernels.engine cimport load, plan, run_channels, set_operands, store
 from fastnorm._kernels.moments cimport is_usable, reciprocal_std
 from fastnorm._kernels.operands cimport working_dtype
 from fastnorm._kernels.pooled cimport add_up_rows, merge_rows, pool
-from fastnorm._kernels.vectors cimport Vector, load, store, vector_of
+from fastnorm._kernels.vectors cimport Vector, vector_of
 
 cnp.import_array()
 

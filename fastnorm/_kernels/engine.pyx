@@ -5,7 +5,8 @@ large."""
 
 cimport numpy as cnp
 
-from fastnorm._kernels cimport group_norm_rows, rows_backward, rows_forward
+from fastnorm._kernels cimport channels_task, group_norm_rows, rows_backward, rows_forward
+from fastnorm._kernels cimport rows_task, vectors
 from fastnorm._kernels.arrays cimport FLOAT32, dtype_of, itemsize_of
 from fastnorm._kernels.channels cimport run
 from fastnorm._kernels.convert cimport read_run
@@ -32,6 +33,36 @@ cdef cnp.ndarray cast(cnp.ndarray a, Dtype dtype):
     else:
         read_run(given, p, size, n, 0, <double*> to)
     return result
+
+
+cdef void set_operands(
+    Operands* o, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y, Dtype dtype
+) noexcept:
+    channels_task.set_operands(o, x, dy, y, dtype)
+
+
+cdef void set_rows(
+    Task* t, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y, bint takes_16_bits
+) noexcept:
+    rows_task.set_rows(t, x, dy, y, takes_16_bits)
+
+
+cdef void plan(
+    Channels* t, Reduction reduction, Dtype dtype, Py_ssize_t n, Py_ssize_t c, Py_ssize_t s
+) noexcept nogil:
+    channels_task.plan(t, reduction, dtype, n, c, s)
+
+
+cdef void load(
+    Vector vector, Py_ssize_t start, Py_ssize_t n, double absent, double* values
+) noexcept nogil:
+    vectors.load(vector, start, n, absent, values)
+
+
+cdef void store(
+    Vector vector, Py_ssize_t start, Py_ssize_t n, const double* values
+) noexcept nogil:
+    vectors.store(vector, start, n, values)
 
 
 cdef bint forward_rows(Task* t, int num_threads) noexcept nogil:

@@ -26,14 +26,15 @@ from fastnorm._kernels.channels_task cimport CENTRE, FEW, GRADIENT_SUMS, INVERSE
 from fastnorm._kernels.channels_task cimport NO_REDUCTION, SCALE, SCALE_SHIFT, SHIFT, SLOPE
 from fastnorm._kernels.channels_task cimport WEIGHTED_GRADIENT, Channels, Operands, Reduction
 from fastnorm._kernels.channels_task cimport high_parts, plan_groups, rescue_channels
-from fastnorm._kernels.channels_task cimport set_coefficients, set_operands, use_operands
-from fastnorm._kernels.engine cimport backward_groups, forward_groups, run_channels
+from fastnorm._kernels.channels_task cimport set_coefficients, use_operands
+from fastnorm._kernels.engine cimport backward_groups, forward_groups, load, run_channels
+from fastnorm._kernels.engine cimport set_operands, set_rows, store
 from fastnorm._kernels.group_norm_rows cimport GroupRows, are_rows
 from fastnorm._kernels.memory cimport choose_route
 from fastnorm._kernels.moments cimport is_usable, reciprocal_std
-from fastnorm._kernels.operands cimport release, set_operand, working_dtype
-from fastnorm._kernels.rows_task cimport Task, reserve_scratch, set_group, set_view
-from fastnorm._kernels.vectors cimport Vector, load, store, vector_of
+from fastnorm._kernels.operands cimport release, working_dtype
+from fastnorm._kernels.rows_task cimport Task, reserve_scratch, set_view
+from fastnorm._kernels.vectors cimport Vector, vector_of
 from fastnorm._pool cimport parallel_for
 
 cnp.import_array()
@@ -340,11 +341,8 @@ cdef int run_rows(
     cdef Py_ssize_t operands = 1 if dy is None else 2, num_bytes
     cdef bint done = True
     set_view(t, working_dtype(x), True, batch * num_groups, group * s)
-    set_operand(&t.x, x, t.dtype)
-    set_operand(&t.dy, dy, t.dtype)
-    set_operand(&t.y, y, t.dtype)
-    set_group(t)
     rows.s, t.period = s, num_groups
+    set_rows(t, x, dy, y, False)
     num_bytes = t.rows * t.n * itemsize_of(t.x.dtype)
     num_threads = threads_for(num_bytes, num_threads)
     t.route = choose_route((operands + 1) * num_bytes, num_threads, num_threads == 1)

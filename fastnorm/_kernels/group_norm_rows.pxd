@@ -12,9 +12,9 @@ from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div, threads_for
 from fastnorm._kernels.memory cimport Writer, flush, open_writer
 from fastnorm._kernels.operands cimport Scratch, of_this_thread, nth
 from fastnorm._kernels.rows cimport CHUNK
-from fastnorm._kernels.rows_backward cimport backward_group, backward_long_row, flush_sums
+from fastnorm._kernels.rows_backward cimport backward_group, backward_long_row
 from fastnorm._kernels.rows_forward cimport forward_block
-from fastnorm._kernels.rows_task cimport FLUSH_ROWS, PIECE, Task, allocate_partials
+from fastnorm._kernels.rows_task cimport FLUSH_ROWS, PIECE, Task, allocate_partials, flush_sums
 from fastnorm._kernels.vectors cimport Vector, store
 from fastnorm._pool cimport parallel_for
 

@@ -18,6 +18,7 @@ enum {
     FASTNORM_SHORT = 512, /* elements: 16 additions to a lane */
     FASTNORM_GUESSED = 32,
     FASTNORM_SIDE = 16,   /* of the tiles in which rows and columns change places */
+    FASTNORM_STREAMS = 8, /* elements of a lane at once, of x and of dy: processors follow 32 streams of memory */
     FASTNORM_EVENLY = 64, /* elements between two requests for memory */
     FASTNORM_ROW_NUMBERS = 6
 };
@@ -34,10 +35,12 @@ enum {
 #define FASTNORM_VECTOR_OF(real, num_bytes) \
     real __attribute__((vector_size(num_bytes), aligned(sizeof(real)), may_alias))
 #define FASTNORM_UNROLL _Pragma("GCC unroll 32")
+#define FASTNORM_ROLLED _Pragma("GCC unroll 1") /* where code is larger than it is worth */
 #define FASTNORM_INLINE static inline __attribute__((always_inline))
 #else /* vectors of one element, which the compiler may put together */
 #define FASTNORM_VECTOR_OF(real, num_bytes) real
 #define FASTNORM_UNROLL
+#define FASTNORM_ROLLED
 #define FASTNORM_INLINE static inline
 #endif
 

@@ -20,9 +20,9 @@ result does not depend on which of the two it is, hence not on the other rows.
 cimport numpy as cnp
 
 from fastnorm._kernels.arrays cimport data_of
-from fastnorm._kernels.engine cimport backward_rows, cast, forward_rows
-from fastnorm._kernels.operands cimport set_operand, working_dtype
-from fastnorm._kernels.rows_task cimport Task, set_group, set_view, use_as_stored
+from fastnorm._kernels.engine cimport backward_rows, cast, forward_rows, set_rows
+from fastnorm._kernels.operands cimport working_dtype
+from fastnorm._kernels.rows_task cimport Task, set_view
 from fastnorm._kernels.vectors cimport vector_of
 
 cnp.import_array()
@@ -44,11 +44,7 @@ def forward(
     cdef Task t
     cdef bint has_memory
     set_view(&t, working_dtype(x), centred, rows, n)
-    set_operand(&t.x, x, t.dtype)
-    set_operand(&t.dy, None, t.dtype)
-    set_operand(&t.y, y, t.dtype)
-    use_as_stored(&t)
-    set_group(&t)
+    set_rows(&t, x, None, y, True)
     t.eps = eps
     gamma, beta = cast(gamma, t.dtype), cast(beta, t.dtype)
     t.gamma, t.beta = data_of(gamma), data_of(beta)
@@ -75,11 +71,7 @@ def backward(
     cdef Task t
     cdef bint has_memory
     set_view(&t, working_dtype(x), mean is not None, rows, n)
-    set_operand(&t.x, x, t.dtype)
-    set_operand(&t.dy, dy, t.dtype)
-    set_operand(&t.y, dx, t.dtype)
-    use_as_stored(&t)
-    set_group(&t)
+    set_rows(&t, x, dy, dx, True)
     gamma = cast(gamma, t.dtype)
     t.gamma = data_of(gamma)
     t.mean, t.rstd = <double*> data_of(mean), <double*> data_of(rstd)

@@ -264,14 +264,15 @@ cdef inline void write_across(
     const Operand* o, const real* values, Py_ssize_t rows, char* p, Py_ssize_t stride, Py_ssize_t i,
     Py_ssize_t n, Writer* writer,
 ) noexcept nogil:
-    """The reverse of `read_across`."""
+    """The reverse of `read_across`. The values may be there already."""
     cdef Py_ssize_t step = o.stride[o.axes - 1], size = itemsize_of(o.dtype)
     if stride == size and rows * size >= WIDE and writer.streams:
         write_strided(o, values, rows, p + i * step, stride, writer)
         return
     if stride == size:
         ask_run(p, step, rows * size, i, n)
-    write_run(o.dtype, values, rows, p + i * step, stride)
+    if <const char*> values != p + i * step:
+        write_run(o.dtype, values, rows, p + i * step, stride)
 
 
 cdef inline void write_turned(

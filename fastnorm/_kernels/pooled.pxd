@@ -13,10 +13,10 @@ double, exact or nearly so, of whatever type x is.
 from libc.math cimport isfinite
 
 from fastnorm._kernels.channels_task cimport CENTRE, CENTRED_SUMS, FEW, NO_MAP, Channels, Operands
-from fastnorm._kernels.channels_task cimport plan, set_coefficients, set_operands, use_operands
+from fastnorm._kernels.channels_task cimport set_coefficients, use_operands
 from fastnorm._kernels.arrays cimport FLOAT64
+from fastnorm._kernels.engine cimport plan, run_channels, set_operands
 from fastnorm._kernels.operands cimport read_elements
-from fastnorm._kernels.engine cimport run_channels
 
 cimport numpy as cnp
 

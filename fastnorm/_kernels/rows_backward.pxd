@@ -18,11 +18,12 @@ from fastnorm._kernels.operands cimport Scratch, load_block, of_this_thread, rel
 from fastnorm._kernels.operands cimport nth, result_block, store_block
 from fastnorm._kernels.rows cimport CHUNK, element, is_sixteen, row_gradient_sums, row_slope
 from fastnorm._kernels.rows_narrow cimport backward_narrow
-from fastnorm._kernels.rows_task cimport FLUSH_ROWS, MAX_GROUP, NARROW, PIECE, RowMap, RowSums
-from fastnorm._kernels.rows_task cimport Task, allocate_partials, goes_by_tiles, is_cut, is_direct
-from fastnorm._kernels.rows_task cimport kept_map, load_lengths, loaded_map, parameters_of
-from fastnorm._kernels.rows_task cimport piece_length, reserve_scratch, shifted
-from fastnorm._kernels.rows_turned cimport add_rows, backward_side_by_side
+from fastnorm._kernels.rows_task cimport FLUSH_ROWS, MAX_GROUP, NARROW, PIECE, RowMap
+from fastnorm._kernels.rows_task cimport RowSums, Task, allocate_partials, are_flushed, flush_sums
+from fastnorm._kernels.rows_task cimport goes_by_tiles, is_cut, is_direct, kept_map, load_lengths
+from fastnorm._kernels.rows_task cimport loaded_map, parameters_of, piece_length, reserve_scratch
+from fastnorm._kernels.rows_task cimport rows_together, shifted, unflushed_rows
+from fastnorm._kernels.rows_turned cimport backward_side_by_side
 from fastnorm._kernels.sixteen cimport GradientParameters, Rows
 from fastnorm._kernels.vectors cimport store
 from fastnorm._pool cimport parallel_for
@@ -238,32 +239,12 @@ cdef inline void group_gradients(
     )
 
 
-cdef inline void flush_sums(
-    double* restrict partial, real* restrict sums, Py_ssize_t n
-) noexcept nogil:
-    """partial += sums;  sums = 0"""
-    cdef Py_ssize_t i
-    for i in range(n):
-        partial[i] += sums[i]
-        sums[i] = 0
-
-
-cdef inline Py_ssize_t unflushed_rows(Task* t, Py_ssize_t index) noexcept nogil:
-    """Rows of the block before this one whose parameter gradients are not yet in double."""
-    return index % t.rows_per_block % FLUSH_ROWS
-
-
-cdef inline Py_ssize_t rows_left(Task* t, Py_ssize_t index) noexcept nogil:
-    """Of the block."""
-    return t.rows_per_block - index % t.rows_per_block
-
-
 cdef inline void flush_rows(
     Task* t, Py_ssize_t index, double* partial, real* sums
 ) noexcept nogil:
     """Where enough rows, or all of the block, are before this one. partial is NULL where there are
     no sums, or they are not those of all rows."""
-    if partial != NULL and (unflushed_rows(t, index) == 0 or index == t.rows):
+    if partial != NULL and are_flushed(t, index):
         flush_sums(partial, sums, 2 * t.n)
 
 
@@ -380,26 +361,13 @@ cdef inline void backward_block(void* task, Py_ssize_t block) noexcept nogil:
 
 
 cdef inline void tiles_typed(
-    Task* t, Py_ssize_t index, Py_ssize_t last, real* sums, real* x, real* dy
+    Task* t, Py_ssize_t first, Py_ssize_t last, real* sums, real* x_scratch, real* dy_scratch,
+    real* lanes,
 ) noexcept nogil:
-    """Rows that lie side by side, of some blocks: a tile may be of more rows than a block."""
-    cdef Py_ssize_t stop, rows, j, offset
+    """Rows that lie side by side, of some blocks."""
     cdef Writer writer
     open_writer(&writer, t.route, t.y.direct)
-    while index < last:
-        stop = min(index + t.group, last)
-        backward_side_by_side(t, index, stop - index, x, dy, &writer)
-        j = 0
-        while index < stop:
-            offset = index // t.rows_per_block * 2 * t.n
-            rows = min(FLUSH_ROWS - unflushed_rows(t, index), rows_left(t, index))
-            rows = min(rows, stop - index)
-            add_rows(t, x + j, rows, sums + offset)
-            if t.centred:
-                add_rows(t, dy + j, rows, sums + offset + t.n)
-            index += rows
-            j += rows
-            flush_rows(t, index, t.partials + offset, sums + offset)
+    backward_side_by_side(t, first, last, sums, x_scratch, dy_scratch, lanes, &writer)
     flush(&writer)
 
 
@@ -410,11 +378,13 @@ cdef inline void tiles_block(void* task, Py_ssize_t block) noexcept nogil:
     cdef Scratch scratch = of_this_thread(t.scratch)
     if t.dtype == FLOAT32:
         tiles_typed(
-            t, first, last, <float*> t.sums, <float*> nth(scratch, 0), <float*> nth(scratch, 1)
+            t, first, last, <float*> t.sums,
+            <float*> nth(scratch, 0), <float*> nth(scratch, 1), <float*> nth(scratch, 2),
         )
     else:
         tiles_typed(
-            t, first, last, <double*> t.sums, <double*> nth(scratch, 0), <double*> nth(scratch, 1)
+            t, first, last, <double*> t.sums,
+            <double*> nth(scratch, 0), <double*> nth(scratch, 1), <double*> nth(scratch, 2),
         )
 
 
@@ -445,7 +415,7 @@ cdef inline bint backward_whole_rows(Task* t, int num_threads) noexcept nogil:
         return False
     if goes_by_tiles(t):
         t.blocks_together = max(
-            min(t.group, t.rows // (BLOCKS_PER_THREAD * num_threads)) // t.rows_per_block,
+            min(rows_together(t), t.rows // (BLOCKS_PER_THREAD * num_threads)) // t.rows_per_block,
             <Py_ssize_t> 1,
         )
         parallel_for(tiles_block, t, ceil_div(blocks, t.blocks_together), num_threads)

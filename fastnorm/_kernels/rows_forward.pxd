@@ -17,7 +17,7 @@ from fastnorm._kernels.rows_narrow cimport forward_narrow
 from fastnorm._kernels.rows_task cimport MAX_GROUP, NARROW, PIECE, RowMap, Task
 from fastnorm._kernels.rows_task cimport finish_statistics, goes_by_tiles, is_cut, is_direct
 from fastnorm._kernels.rows_task cimport parameters_of, piece_length, reserve_scratch
-from fastnorm._kernels.rows_task cimport row_map, shifted
+from fastnorm._kernels.rows_task cimport row_map, rows_together, shifted
 from fastnorm._kernels.rows_turned cimport forward_side_by_side
 from fastnorm._pool cimport parallel_for
 
@@ -158,7 +158,7 @@ cdef inline void forward_typed(
     if t.n < NARROW and t.period == 1:
         forward_narrow(t, first, last, x_scratch, y_scratch, &writer)
     elif goes_by_tiles(t):
-        forward_side_by_side(t, first, last, x_scratch, &writer)
+        forward_side_by_side(t, first, last, x_scratch, y_scratch, &writer)
     elif t.n <= CHUNK:
         forward_rows(t, first, last, x_scratch, y_scratch, &writer)
     else:
@@ -239,8 +239,9 @@ cdef inline bint run_forward(Task* t, int num_threads) noexcept nogil:
     cdef Py_ssize_t num_bytes = t.rows * t.n * itemsize_of(t.x.dtype)
     cdef int team = threads_for(num_bytes, num_threads)
     t.route = choose_route(2 * num_bytes, team, team == 1)
-    # Turned arrays are read, and written, by runs as long as a block has rows.
-    t.rows_per_block = max(t.rows_per_block, min(t.group, t.rows // (BLOCKS_PER_THREAD * team)))
+    t.rows_per_block = max(
+        t.rows_per_block, min(rows_together(t), t.rows // (BLOCKS_PER_THREAD * team))
+    )
     cdef bint has_memory = reserve_scratch(t, team)
     if has_memory and is_cut(t, team):
         has_memory = forward_pieces(t, team)

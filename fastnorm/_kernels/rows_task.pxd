@@ -1,7 +1,9 @@
 """The task of layer, RMS and weight norm over rows, the parts that these are cut into, and a row's
 two numbers."""
 
+cimport numpy as cnp
 from libc.math cimport sqrt
+from libc.stdint cimport uintptr_t
 from libc.stdlib cimport calloc
 
 from fastnorm._kernels.arrays cimport FLOAT32, NONE, Dtype, itemsize_of, real
@@ -9,9 +11,13 @@ from fastnorm._kernels.blocks cimport BLOCKS_PER_THREAD, ceil_div, rows_per_bloc
 from fastnorm._kernels.memory cimport LINE, Route, at_line
 from fastnorm._kernels.moments cimport Extent, Moments, is_usable, rescue
 from fastnorm._kernels.operands cimport BLOCK, SIDE, WIDE_BLOCK, Operand, Scratch, reserve
-from fastnorm._kernels.operands cimport are_adjacent, take_as_stored
+from fastnorm._kernels.operands cimport are_adjacent, set_operand, take_as_stored
 from fastnorm._kernels.rows cimport CHUNK
 from fastnorm._kernels.vectors cimport Vector, load, store
+
+cdef extern from "lanes.h" nogil:
+    enum:
+        ALL_LANES "FASTNORM_ALL_LANES"
 
 cdef enum:
     # A turned array is read by runs of so many elements: the longer, the better.
@@ -24,6 +30,8 @@ cdef enum:
     SIDE_BY_SIDE = 32           # so many of them,
     TILE_ROW_BYTES = 4096       # and so do longer ones that lie side by side,
     TILE_COLUMNS = 128          # so many at least: by shorter runs memory is slow
+    IN_PLACE = 128              # Rows as long as that are not copied where they need not be: then
+    TILES = 8                   # so many tiles are a block, the last of which may be narrow
     PIECE = 16384               # elements of a long row
     FEW_ROWS = 64               # fewer rows than this, if they are long, are cut into pieces
     # Rows whose parameter gradients are added up in the type of x before they go into double.
@@ -51,6 +59,7 @@ cdef struct Task:
     Py_ssize_t rows_per_block
     Py_ssize_t blocks_together  # of rows that lie side by side, in a backward pass
     Py_ssize_t group            # rows that go through the passes together
+    bint in_place               # where they lie side by side: tiles are parts of the arrays
     Py_ssize_t pieces           # of a row
     Route route                 # see memory.pxd
     Operand x                   # (M, N)
@@ -110,6 +119,21 @@ cdef inline bint goes_by_tiles(Task* t) noexcept nogil:
     )
 
 
+cdef inline bint is_plain(const Operand* o, Dtype dtype) noexcept nogil:
+    """Whether rows that lie side by side are of this type, and many of them next to each other. No
+    array is plain too."""
+    cdef int last = o.axes - 1, i
+    if o.dtype == NONE:
+        return True
+    for i in range(o.axes):
+        if o.stride[i] % itemsize_of(dtype):
+            return False
+    return (
+        o.dtype == dtype and <uintptr_t> o.data % itemsize_of(dtype) == 0
+        and o.stride[last - 1] == itemsize_of(dtype) and o.size[last - 1] >= MAX_GROUP
+    )
+
+
 cdef inline Py_ssize_t tile_step(Task* t) noexcept nogil:
     """Elements from one row of a tile to the next: an odd number of lines."""
     return t.group + SIDE
@@ -119,7 +143,13 @@ cdef inline void set_group(Task* t) noexcept nogil:
     """What is in a group does not show in the result."""
     cdef bint is_forward = t.dy.data == NULL
     cdef Py_ssize_t row_bytes = (1 if is_forward else 2) * t.n * itemsize_of(t.stored)
-    if goes_by_tiles(t):
+    t.in_place = (
+        goes_by_tiles(t) and t.n >= IN_PLACE and is_plain(&t.x, t.dtype) and is_plain(&t.y, t.dtype)
+        and is_plain(&t.dy, t.dtype)
+    )
+    if t.in_place:
+        t.group = MAX_GROUP
+    elif goes_by_tiles(t):
         t.group = max(2 * WIDE_BLOCK // row_bytes, <Py_ssize_t> TILE_COLUMNS)
         t.group = min(t.group, <Py_ssize_t> MAX_GROUP)
         t.group -= t.group % SIDE_BY_SIDE
@@ -134,12 +164,31 @@ cdef inline void set_group(Task* t) noexcept nogil:
     t.group = max(t.group, <Py_ssize_t> 1)
 
 
+cdef inline void set_rows(
+    Task* t, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y, bint takes_16_bits
+) noexcept:
+    """The arrays of the view, or None. takes_16_bits: so do the primitives of its passes."""
+    set_operand(&t.x, x, t.dtype)
+    set_operand(&t.dy, dy, t.dtype)
+    set_operand(&t.y, y, t.dtype)
+    if takes_16_bits:
+        use_as_stored(t)
+    set_group(t)
+
+
+cdef inline Py_ssize_t rows_together(Task* t) noexcept nogil:
+    """Of a block of a turned array, which is read, and written, by runs as long as it has rows."""
+    return t.group * (TILES if t.in_place else 1)
+
+
 cdef inline bint reserve_scratch(Task* t, int num_threads) noexcept nogil:
     """False: no memory."""
+    cdef Py_ssize_t elements
     if is_direct(t) and t.n >= NARROW:
         return reserve(&t.scratch, 0, num_threads)
     if goes_by_tiles(t):
-        return reserve(&t.scratch, t.n * tile_step(t) * itemsize_of(t.dtype), num_threads)
+        elements = max(t.n * tile_step(t), 2 * <Py_ssize_t> ALL_LANES * MAX_GROUP)
+        return reserve(&t.scratch, elements * itemsize_of(t.dtype), num_threads)
     return reserve(&t.scratch, WIDE_BLOCK if any_turned(t) else BLOCK, num_threads)
 
 
@@ -154,6 +203,31 @@ cdef inline double* allocate_partials(
         # A store that crosses a page waits for the streaming ones.
         sums[0] = at_line(memory + num_bytes)
     return <double*> memory
+
+
+cdef inline void flush_sums(
+    double* restrict partial, real* restrict sums, Py_ssize_t n
+) noexcept nogil:
+    """partial += sums;  sums = 0"""
+    cdef Py_ssize_t i
+    for i in range(n):
+        partial[i] += sums[i]
+        sums[i] = 0
+
+
+cdef inline Py_ssize_t unflushed_rows(Task* t, Py_ssize_t index) noexcept nogil:
+    """Rows of the block before this one whose parameter gradients are not yet in double."""
+    return index % t.rows_per_block % FLUSH_ROWS
+
+
+cdef inline Py_ssize_t rows_left(Task* t, Py_ssize_t index) noexcept nogil:
+    """Of the block."""
+    return t.rows_per_block - index % t.rows_per_block
+
+
+cdef inline bint are_flushed(Task* t, Py_ssize_t index) noexcept nogil:
+    """Whether those of the rows before this one are, all of them."""
+    return unflushed_rows(t, index) == 0 or index == t.rows
 
 
 cdef inline bint is_cut(Task* t, int team) noexcept nogil:

@@ -1,43 +1,65 @@
 """Rows of 64 elements and more that lie side by side in memory, as those over axis 1 of NCHW do.
 
 A block is a tile: tile[i, j] is element i of row j, and a vector holds one element of many rows.
-Nothing is transposed but what is added to dgamma and dbeta, which rows share. The bits are those of
-rows one by one (rows_forward.pxd, rows_backward.pxd): sums have the same lanes (turned_sums.h).
+Where the array's elements are of the type that is computed in, a tile is a part of the array, as
+wide as it takes for memory to be fast; else it is a copy. Nothing is transposed but what is added
+to dgamma and dbeta, which rows share. The bits are those of rows one by one (rows_forward.pxd,
+rows_backward.pxd): sums have the same lanes (turned_sums.h).
 """
 
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
-from fastnorm._kernels.arrays cimport real
+from fastnorm._kernels.arrays cimport NONE, real
+from fastnorm._kernels.blocks cimport ceil_div
 from fastnorm._kernels.memory cimport Writer
 from fastnorm._kernels.moments cimport is_off, settle
 from fastnorm._kernels.operands cimport SIDE, Operand, address, adjacent_rows, read_across
 from fastnorm._kernels.operands cimport transpose, write_across
 from fastnorm._kernels.rows_task cimport FLUSH_ROWS, MAX_GROUP, SIDE_BY_SIDE, RowMap, Task
-from fastnorm._kernels.rows_task cimport finish_statistics, kept_map, row_map, tile_step
+from fastnorm._kernels.rows_task cimport are_flushed, finish_statistics, flush_sums, kept_map
+from fastnorm._kernels.rows_task cimport row_map, rows_left, tile_step, unflushed_rows
 
 cdef extern from "lanes.h" nogil:
     enum:
         ROW_NUMBERS "FASTNORM_ROW_NUMBERS"
     void guess_float "fastnorm_turned_guess_float"(
-        const float* x, Py_ssize_t step, Py_ssize_t n, float* centre)
+        const float* x, Py_ssize_t step, Py_ssize_t n, Py_ssize_t rows, float* centre)
     void guess_double "fastnorm_turned_guess_double"(
-        const double* x, Py_ssize_t step, Py_ssize_t n, double* centre)
+        const double* x, Py_ssize_t step, Py_ssize_t n, Py_ssize_t rows, double* centre)
     void centred_sums_float "fastnorm_turned_centred_sums_float"(
-        const float* x, Py_ssize_t step, Py_ssize_t n, const float* centre, double* sums,
-        double* squares)
+        const float* x, Py_ssize_t step, Py_ssize_t n, Py_ssize_t rows, const float* centre,
+        float* lanes, double* sums, double* squares)
     void centred_sums_double "fastnorm_turned_centred_sums_double"(
-        const double* x, Py_ssize_t step, Py_ssize_t n, const double* centre, double* sums,
-        double* squares)
+        const double* x, Py_ssize_t step, Py_ssize_t n, Py_ssize_t rows, const double* centre,
+        double* lanes, double* sums, double* squares)
     void gradient_sums_float "fastnorm_turned_gradient_sums_float"(
-        const float* dy, const float* x, Py_ssize_t step, const float* gamma, Py_ssize_t n,
-        const float* centre, const float* inverse, double* sums, double* products)
+        const float* dy, Py_ssize_t dy_step, const float* x, Py_ssize_t step, const float* gamma,
+        Py_ssize_t n, Py_ssize_t rows, const float* centre, const float* inverse, float* lanes,
+        double* sums, double* products)
     void gradient_sums_double "fastnorm_turned_gradient_sums_double"(
-        const double* dy, const double* x, Py_ssize_t step, const double* gamma, Py_ssize_t n,
-        const double* centre, const double* inverse, double* sums, double* products)
+        const double* dy, Py_ssize_t dy_step, const double* x, Py_ssize_t step,
+        const double* gamma, Py_ssize_t n, Py_ssize_t rows, const double* centre,
+        const double* inverse, double* lanes, double* sums, double* products)
+    void affine_float "fastnorm_turned_affine_float"(
+        const float* x, float* y, Py_ssize_t rows, const float* centre, const float* scale,
+        const float* shift, float gamma, float beta)
+    void affine_double "fastnorm_turned_affine_double"(
+        const double* x, double* y, Py_ssize_t rows, const double* centre, const double* scale,
+        const double* shift, double gamma, double beta)
+    void gradients_float "fastnorm_turned_gradients_float"(
+        const float* dy, const float* x, float* dx, float* products, Py_ssize_t rows,
+        const float* numbers, Py_ssize_t apart, float gamma)
+    void gradients_double "fastnorm_turned_gradients_double"(
+        const double* dy, const double* x, double* dx, double* products, Py_ssize_t rows,
+        const double* numbers, Py_ssize_t apart, double gamma)
     void add_rows_float "fastnorm_add_rows_float"(
         const float* tile, Py_ssize_t rows, float* sums)
     void add_rows_double "fastnorm_add_rows_double"(
         const double* tile, Py_ssize_t rows, double* sums)
+
+
+cdef enum:
+    MAX_PARTS = 2 * MAX_GROUP // FLUSH_ROWS + 2  # a block has FLUSH_ROWS at least
 
 
 # Rows of a block that are equally far apart in memory.
@@ -63,13 +85,46 @@ cdef inline Py_ssize_t find_neighbours(
     return groups
 
 
+cdef inline Py_ssize_t up_to_whole(Py_ssize_t rows) noexcept nogil:
+    """As many as the sums take."""
+    return ceil_div(rows, SIDE_BY_SIDE) * SIDE_BY_SIDE
+
+
+cdef inline Py_ssize_t rows_beside(
+    const Operand* o, Py_ssize_t index, Py_ssize_t rows
+) noexcept nogil:
+    """How many of these rows, from this one on, lie one after another."""
+    cdef Py_ssize_t size
+    if o.dtype == NONE:
+        return rows
+    size = o.size[o.axes - 2]
+    return min(rows, size - index % size)
+
+
+cdef inline Py_ssize_t rows_of_tile(
+    Task* t, Py_ssize_t index, Py_ssize_t rows, bint* in_place
+) noexcept nogil:
+    """How many of these make the next tile."""
+    cdef Py_ssize_t beside
+    in_place[0] = False
+    if not t.in_place:
+        return min(rows, t.group)
+    beside = min(rows_beside(&t.x, index, rows), rows_beside(&t.y, index, rows))
+    beside = min(beside, rows_beside(&t.dy, index, rows))
+    if beside < SIDE_BY_SIDE:
+        return beside
+    in_place[0] = True
+    beside //= ceil_div(beside, t.group)  # of equal widths, where one is not enough
+    return beside - beside % SIDE_BY_SIDE
+
+
 cdef inline void load_tile(
     Task* t, const Operand* o, Py_ssize_t index, Py_ssize_t count, real* tile
 ) noexcept nogil:
     """Columns up to whole vectors are zeros."""
     cdef Neighbours found[MAX_GROUP]
     cdef Py_ssize_t groups = find_neighbours(o, index, count, t.n, found), i, k
-    cdef Py_ssize_t rest = (SIDE_BY_SIDE - count % SIDE_BY_SIDE) % SIDE_BY_SIDE
+    cdef Py_ssize_t rest = up_to_whole(count) - count
     for i in range(t.n):
         for k in range(groups):
             read_across(
@@ -79,11 +134,33 @@ cdef inline void load_tile(
         tile += tile_step(t)
 
 
+cdef inline const real* take_tile(
+    Task* t, const Operand* o, Py_ssize_t index, Py_ssize_t count, bint in_place, real* scratch,
+    Py_ssize_t* step,
+) noexcept nogil:
+    """And how many elements it is from one row of the tile to the next."""
+    cdef Py_ssize_t run
+    if in_place:
+        step[0] = o.stride[o.axes - 1] // <Py_ssize_t> sizeof(real)
+        return <const real*> address(o, index * t.n, &run)
+    step[0] = tile_step(t)
+    load_tile(t, o, index, count, scratch)
+    return scratch
+
+
+cdef inline real* result_across(
+    Task* t, Py_ssize_t i, const Neighbours* found, bint in_place, real* scratch, Writer* writer
+) noexcept nogil:
+    """Where to compute element i of all rows of a block; `store_across` follows."""
+    if in_place and not writer.streams:
+        return <real*> (found.data + i * t.y.stride[t.y.axes - 1])
+    return scratch
+
+
 cdef inline void store_across(
     Task* t, const real* values, Py_ssize_t i, const Neighbours* found, Py_ssize_t groups,
     Writer* writer,
 ) noexcept nogil:
-    """Element i of all rows of a block."""
     cdef Py_ssize_t k
     for k in range(groups):
         write_across(
@@ -93,104 +170,109 @@ cdef inline void store_across(
 
 
 cdef inline void centred_sums(
-    const real* x, Py_ssize_t step, Py_ssize_t n, const real* centre, double* sums, double* squares
+    const real* x, Py_ssize_t step, Py_ssize_t n, Py_ssize_t rows, const real* centre, real* lanes,
+    double* sums, double* squares,
 ) noexcept nogil:
-    """Σ(x - centre) and Σ(x - centre)² of SIDE_BY_SIDE rows"""
+    """Σ(x - centre) and Σ(x - centre)²"""
     if real is float:
-        centred_sums_float(x, step, n, centre, sums, squares)
+        centred_sums_float(x, step, n, rows, centre, lanes, sums, squares)
     else:
-        centred_sums_double(x, step, n, centre, sums, squares)
+        centred_sums_double(x, step, n, rows, centre, lanes, sums, squares)
 
 
 cdef inline void gradient_sums(
-    const real* dy, const real* x, Py_ssize_t step, const real* gamma, Py_ssize_t n,
-    const real* centre, const real* inverse, double* h, double* hx,
+    const real* dy, Py_ssize_t dy_step, const real* x, Py_ssize_t step, const real* gamma,
+    Py_ssize_t n, Py_ssize_t rows, const real* centre, const real* inverse, real* lanes,
+    double* h, double* hx,
 ) noexcept nogil:
-    """Σh and Σ(h·(x - centre)·inverse), likewise, with h = dy·gamma, or dy where gamma is NULL"""
+    """Σh and Σ(h·(x - centre)·inverse), with h = dy·gamma, or dy where gamma is NULL"""
     if real is float:
-        gradient_sums_float(dy, x, step, gamma, n, centre, inverse, h, hx)
+        gradient_sums_float(
+            dy, dy_step, x, step, gamma, n, rows, centre, inverse, lanes, h, hx
+        )
     else:
-        gradient_sums_double(dy, x, step, gamma, n, centre, inverse, h, hx)
+        gradient_sums_double(
+            dy, dy_step, x, step, gamma, n, rows, centre, inverse, lanes, h, hx
+        )
 
 
 cdef inline void moments_across(
-    const real* x, Py_ssize_t step, Py_ssize_t n, double* mean, double* m2
+    const real* x, Py_ssize_t step, Py_ssize_t n, Py_ssize_t rows, real* lanes, double* mean,
+    double* m2,
 ) noexcept nogil:
-    """`chunk_moments` of SIDE_BY_SIDE rows."""
-    cdef real centre[SIDE_BY_SIDE]
-    cdef double total[SIDE_BY_SIDE]
+    """`chunk_moments` of each row."""
+    cdef real centre[MAX_GROUP]
     cdef Py_ssize_t j
     cdef bint again = False
     if real is float:
-        guess_float(x, step, n, centre)
+        guess_float(x, step, n, rows, centre)
     else:
-        guess_double(x, step, n, centre)
-    centred_sums(x, step, n, centre, total, m2)
-    for j in range(SIDE_BY_SIDE):
-        if is_off(total[j], m2[j], n):
-            centre[j] = <real> (centre[j] + total[j] / n)
+        guess_double(x, step, n, rows, centre)
+    centred_sums(x, step, n, rows, centre, lanes, mean, m2)
+    for j in range(rows):
+        if is_off(mean[j], m2[j], n):
+            centre[j] = <real> (centre[j] + mean[j] / n)
             again = True
     if again:
-        centred_sums(x, step, n, centre, total, m2)
-    for j in range(SIDE_BY_SIDE):
-        settle(centre[j], total[j], n, &mean[j], &m2[j])
+        centred_sums(x, step, n, rows, centre, lanes, mean, m2)
+    for j in range(rows):
+        settle(centre[j], mean[j], n, &mean[j], &m2[j])
 
 
 cdef inline void squares_across(
-    const real* x, Py_ssize_t step, Py_ssize_t n, double* mean, double* m2
+    const real* x, Py_ssize_t step, Py_ssize_t n, Py_ssize_t rows, real* lanes, double* mean,
+    double* m2,
 ) noexcept nogil:
     """`row_squares`, likewise; the mean is taken as 0."""
-    cdef real centre[SIDE_BY_SIDE]
-    cdef Py_ssize_t j
-    for j in range(SIDE_BY_SIDE):
-        centre[j] = 0
-    centred_sums(x, step, n, centre, mean, m2)
-    for j in range(SIDE_BY_SIDE):
-        mean[j] = 0
-
-
-cdef inline void statistics_across(
-    Task* t, const real* tile, Py_ssize_t index, Py_ssize_t count, double* mean, double* rstd
-) noexcept nogil:
-    cdef double m2[MAX_GROUP]
-    cdef Py_ssize_t j = 0
-    while j < count:
-        if t.centred:
-            moments_across(tile + j, tile_step(t), t.n, mean + j, m2 + j)
-        else:
-            squares_across(tile + j, tile_step(t), t.n, mean + j, m2 + j)
-        j += SIDE_BY_SIDE
-    finish_statistics(t, index, count, mean, m2, rstd)
+    cdef real centre[MAX_GROUP]
+    memset(centre, 0, rows * sizeof(real))
+    centred_sums(x, step, n, rows, centre, lanes, mean, m2)
+    memset(mean, 0, rows * sizeof(double))
 
 
 cdef inline void affine_across(
-    const real* restrict x, real* restrict y, Py_ssize_t count, const real* restrict centre,
-    const real* restrict scale, const real* restrict shift, real gamma, real beta,
+    const real* x, real* y, Py_ssize_t rows, const real* centre, const real* scale,
+    const real* shift, real gamma, real beta,
 ) noexcept nogil:
     """One element of each row."""
-    cdef Py_ssize_t j
-    for j in range(count):
-        y[j] = ((x[j] - centre[j]) * scale[j] + shift[j]) * gamma + beta
+    if real is float:
+        affine_float(x, y, rows, centre, scale, shift, gamma, beta)
+    else:
+        affine_double(x, y, rows, centre, scale, shift, gamma, beta)
 
 
 cdef inline void forward_side_by_side(
-    Task* t, Py_ssize_t index, Py_ssize_t last, real* tile, Writer* writer
+    Task* t, Py_ssize_t index, Py_ssize_t last, real* scratch, real* lanes, Writer* writer
 ) noexcept nogil:
     cdef Neighbours found[MAX_GROUP]
     cdef double mean[MAX_GROUP]
+    cdef double m2[MAX_GROUP]
     cdef double rstd[MAX_GROUP]
-    cdef real centre[MAX_GROUP]
-    cdef real scale[MAX_GROUP]
-    cdef real shift[MAX_GROUP]
-    cdef real y[MAX_GROUP]
+    cdef real numbers[3 * MAX_GROUP]
+    cdef real* centre = numbers
+    cdef real* scale = numbers + MAX_GROUP
+    cdef real* shift = numbers + 2 * MAX_GROUP
+    cdef real y_scratch[MAX_GROUP]
+    cdef real* y
+    cdef const real* x
     cdef const real* gamma = <const real*> t.gamma
     cdef const real* beta = <const real*> t.beta
-    cdef Py_ssize_t count, groups, i, j
+    cdef Py_ssize_t count, at_once, step, groups, i, j
+    cdef bint in_place
     cdef RowMap m
+    memset(numbers, 0, sizeof(numbers))  # of columns up to whole vectors too
     while index < last:
-        count = min(t.group, last - index)
-        load_tile(t, &t.x, index, count, tile)
-        statistics_across(t, tile, index, count, mean, rstd)
+        count = rows_of_tile(t, index, last - index, &in_place)
+        x = take_tile(t, &t.x, index, count, in_place, scratch, &step)
+        at_once = count if in_place else <Py_ssize_t> SIDE_BY_SIDE
+        j = 0
+        while j < count:
+            if t.centred:
+                moments_across(x + j, step, t.n, at_once, lanes, mean + j, m2 + j)
+            else:
+                squares_across(x + j, step, t.n, at_once, lanes, mean + j, m2 + j)
+            j += at_once
+        finish_statistics(t, index, count, mean, m2, rstd)
         for j in range(count):
             m = row_map(t, mean[j], rstd[j])
             # Adding -0 changes nothing, not even a zero's sign.
@@ -198,8 +280,9 @@ cdef inline void forward_side_by_side(
             shift[j] = <real> m.shift if t.centred else -0.0
         groups = find_neighbours(&t.y, index, count, t.n, found)
         for i in range(t.n):
+            y = result_across(t, i, found, in_place, y_scratch, writer)
             affine_across(
-                tile + i * tile_step(t), y, count, centre, scale, shift,
+                x + i * step, y, up_to_whole(count), centre, scale, shift,
                 1 if gamma == NULL else gamma[i], -0.0 if beta == NULL else beta[i],
             )
             store_across(t, y, i, found, groups, writer)
@@ -207,8 +290,8 @@ cdef inline void forward_side_by_side(
 
 
 cdef inline void numbers_across(
-    Task* t, const real* x, const real* dy, Py_ssize_t index, Py_ssize_t count,
-    real* restrict numbers,
+    Task* t, const real* x, Py_ssize_t step, const real* dy, Py_ssize_t dy_step, Py_ssize_t index,
+    Py_ssize_t count, Py_ssize_t at_once, real* lanes, real* restrict numbers,
 ) noexcept nogil:
     """The six numbers of each row (lanes.h), which take MAX_GROUP places each: as `row_numbers`."""
     cdef double h[MAX_GROUP]
@@ -227,10 +310,10 @@ cdef inline void numbers_across(
     j = 0
     while j < count:
         gradient_sums(
-            dy + j, x + j, tile_step(t), <const real*> t.gamma, t.n, numbers + j,
-            numbers + MAX_GROUP + j, h + j, hx + j,
+            dy + j, dy_step, x + j, step, <const real*> t.gamma, t.n, at_once, numbers + j,
+            numbers + MAX_GROUP + j, lanes, h + j, hx + j,
         )
-        j += SIDE_BY_SIDE
+        j += at_once
     for j in range(count):
         if t.centred:
             hx[j] += shift[j] * h[j]
@@ -239,55 +322,117 @@ cdef inline void numbers_across(
 
 
 cdef inline void gradients_across(
-    const real* restrict dy, real* restrict x, real* restrict dx, Py_ssize_t count,
-    const real* restrict numbers, real gamma,
+    const real* dy, const real* x, real* dx, real* products, Py_ssize_t rows, const real* numbers,
+    real gamma,
 ) noexcept nogil:
-    """dx of one element of each row; x becomes dy·x̂"""
-    cdef Py_ssize_t j
-    cdef real x_hat, h
-    for j in range(count):
-        x_hat = (x[j] - numbers[j]) * numbers[MAX_GROUP + j] + numbers[2 * MAX_GROUP + j]
-        x[j] = dy[j] * x_hat
-        h = dy[j] * gamma - numbers[4 * MAX_GROUP + j]
-        dx[j] = (h - x_hat * numbers[5 * MAX_GROUP + j]) * numbers[3 * MAX_GROUP + j]
-
-
-cdef inline void backward_side_by_side(
-    Task* t, Py_ssize_t index, Py_ssize_t count, real* x, real* dy, Writer* writer
-) noexcept nogil:
-    """dx of a block. The tiles are left with dy·x̂ and dy, whose sums over rows are the gradients
-    of the parameters."""
-    cdef Neighbours found[MAX_GROUP]
-    cdef real numbers[ROW_NUMBERS * MAX_GROUP]
-    cdef real dx[MAX_GROUP]
-    cdef const real* gamma = <const real*> t.gamma
-    cdef Py_ssize_t i, start, groups = find_neighbours(&t.y, index, count, t.n, found)
-    load_tile(t, &t.x, index, count, x)
-    load_tile(t, &t.dy, index, count, dy)
-    numbers_across(t, x, dy, index, count, numbers)
-    for i in range(t.n):
-        start = i * tile_step(t)
-        gradients_across(
-            dy + start, x + start, dx, count, numbers, 1 if gamma == NULL else gamma[i]
-        )
-        store_across(t, dx, i, found, groups, writer)
+    """dx and dy·x̂ of one element of each row."""
+    if real is float:
+        gradients_float(dy, x, dx, products, rows, numbers, <Py_ssize_t> MAX_GROUP, gamma)
+    else:
+        gradients_double(dy, x, dx, products, rows, numbers, <Py_ssize_t> MAX_GROUP, gamma)
 
 
 cdef inline void add_rows(
-    Task* t, const real* tile, Py_ssize_t rows, real* restrict sums
+    const real* tile, Py_ssize_t step, Py_ssize_t width, Py_ssize_t rows, real* sums
 ) noexcept nogil:
-    """sums += rows of a tile, which are its columns, one after another"""
+    """sums += rows of a tile, at most FLUSH_ROWS, which are its columns, one after another"""
     cdef real turned[FLUSH_ROWS * SIDE]
-    cdef Py_ssize_t i = 0, j, k, width
-    while i < t.n:
-        width = min(t.n - i, <Py_ssize_t> SIDE)
-        transpose(tile + i * tile_step(t), tile_step(t), width, rows, turned, <Py_ssize_t> SIDE)
-        if width < SIDE:
-            for j in range(rows):
-                for k in range(width):
-                    sums[i + k] += turned[j * SIDE + k]
-        elif real is float:
-            add_rows_float(turned, rows, sums + i)
-        else:
-            add_rows_double(turned, rows, sums + i)
-        i += width
+    cdef real few[SIDE]
+    cdef real* to = sums if width == SIDE else few
+    if width < SIDE:
+        memset(turned, 0, sizeof(turned))
+        memcpy(few, sums, width * sizeof(real))
+    transpose(tile, step, width, rows, turned, <Py_ssize_t> SIDE)
+    if real is float:
+        add_rows_float(turned, rows, to)
+    else:
+        add_rows_double(turned, rows, to)
+    if width < SIDE:
+        memcpy(sums, few, width * sizeof(real))
+
+
+# Rows of a tile whose parameter gradients are added up together.
+cdef struct Part:
+    Py_ssize_t first, rows
+    Py_ssize_t offset           # of the sums of their block
+    bint is_last                # of those that are added up before the sums go into double
+
+
+cdef inline Py_ssize_t find_parts(
+    Task* t, Py_ssize_t index, Py_ssize_t count, Part* parts
+) noexcept nogil:
+    """And how many there are. A tile may be of more rows than a block."""
+    cdef Py_ssize_t j = 0, k = 0, rows
+    while j < count:
+        rows = min(FLUSH_ROWS - unflushed_rows(t, index + j), rows_left(t, index + j))
+        parts[k].first, parts[k].rows = j, min(rows, count - j)
+        parts[k].offset = (index + j) // t.rows_per_block * 2 * t.n
+        j += parts[k].rows
+        parts[k].is_last = are_flushed(t, index + j)
+        k += 1
+    return k
+
+
+cdef inline void add_parameter_gradients(
+    Task* t, const Part* parts, Py_ssize_t count, Py_ssize_t i, Py_ssize_t width,
+    const real* products, const real* dy, Py_ssize_t dy_step, real* all_sums,
+) noexcept nogil:
+    """Elements i to i + width of dgamma and dbeta."""
+    cdef const real* tiles[2]
+    cdef Py_ssize_t steps[2]
+    cdef Py_ssize_t k, j, offset
+    tiles[0], tiles[1] = products, dy
+    steps[0], steps[1] = tile_step(t), dy_step
+    for k in range(count):
+        for j in range(2 if t.centred else 1):
+            offset = parts[k].offset + j * t.n + i
+            add_rows(
+                tiles[j] + parts[k].first, steps[j], width, parts[k].rows, all_sums + offset
+            )
+            if parts[k].is_last:
+                flush_sums(t.partials + offset, all_sums + offset, width)
+
+
+cdef inline void backward_side_by_side(
+    Task* t, Py_ssize_t index, Py_ssize_t last, real* sums, real* x_scratch, real* dy_scratch,
+    real* lanes, Writer* writer,
+) noexcept nogil:
+    """SIDE elements of each row at a time. Their dy·x̂ take the place of x where that is a copy,
+    else of the lanes."""
+    cdef Neighbours found[MAX_GROUP]
+    cdef real numbers[ROW_NUMBERS * MAX_GROUP]
+    cdef real dx_scratch[MAX_GROUP]
+    cdef real* dx
+    cdef real* products
+    cdef const real* gamma = <const real*> t.gamma
+    cdef const real* x
+    cdef const real* dy
+    cdef Part parts[MAX_PARTS]
+    cdef Py_ssize_t count, part_count, step, dy_step, groups, i, k, width
+    cdef bint in_place
+    while index < last:
+        count = rows_of_tile(t, index, last - index, &in_place)
+        x = take_tile(t, &t.x, index, count, in_place, x_scratch, &step)
+        dy = take_tile(t, &t.dy, index, count, in_place, dy_scratch, &dy_step)
+        numbers_across(
+            t, x, step, dy, dy_step, index, count, count if in_place else SIDE_BY_SIDE, lanes,
+            numbers,
+        )
+        groups = find_neighbours(&t.y, index, count, t.n, found)
+        part_count = find_parts(t, index, count, parts)
+        i = 0
+        while i < t.n:
+            width = min(t.n - i, <Py_ssize_t> SIDE)
+            products = lanes if in_place else x_scratch + i * tile_step(t)
+            for k in range(width):
+                dx = result_across(t, i + k, found, in_place, dx_scratch, writer)
+                gradients_across(
+                    dy + (i + k) * dy_step, x + (i + k) * step, dx, products + k * tile_step(t),
+                    up_to_whole(count), numbers, 1 if gamma == NULL else gamma[i + k],
+                )
+                store_across(t, dx, i + k, found, groups, writer)
+            add_parameter_gradients(
+                t, parts, part_count, i, width, products, dy + i * dy_step, dy_step, sums
+            )
+            i += width
+        index += count

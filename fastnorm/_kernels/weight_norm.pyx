@@ -17,14 +17,14 @@ cimport numpy as cnp
 
 from fastnorm._kernels.channels_task cimport CENTRE, FEW, GRADIENT, GRADIENT_SUMS, INVERSE
 from fastnorm._kernels.channels_task cimport SCALE, SCALE_SHIFT, SHIFT, SLOPE, SQUARES, Channels
-from fastnorm._kernels.channels_task cimport Operands, plan, rescue_channel, set_all
-from fastnorm._kernels.channels_task cimport set_coefficients, set_operands, use_operands
-from fastnorm._kernels.engine cimport backward_rows, forward_rows, run_channels
+from fastnorm._kernels.channels_task cimport Operands, rescue_channel, set_all
+from fastnorm._kernels.channels_task cimport set_coefficients, use_operands
+from fastnorm._kernels.engine cimport backward_rows, forward_rows, load, plan, run_channels
+from fastnorm._kernels.engine cimport set_operands, set_rows, store
 from fastnorm._kernels.moments cimport is_usable
-from fastnorm._kernels.operands cimport set_operand, working_dtype
-from fastnorm._kernels.rows_task cimport Task, inverse_or_zero, set_group, set_view
-from fastnorm._kernels.rows_task cimport use_as_stored
-from fastnorm._kernels.vectors cimport Vector, load, store, vector_of
+from fastnorm._kernels.operands cimport working_dtype
+from fastnorm._kernels.rows_task cimport Task, inverse_or_zero, set_view
+from fastnorm._kernels.vectors cimport Vector, vector_of
 
 cnp.import_array()
 
@@ -111,12 +111,8 @@ cdef int run_rows(
     """Forward, or backward where there is dy."""
     cdef bint has_memory
     set_view(t, working_dtype(v), False, rows, n)
-    set_operand(&t.x, v, t.dtype)
-    set_operand(&t.dy, dy, t.dtype)
-    set_operand(&t.y, result, t.dtype)
     t.by_length, t.eps = True, 0
-    use_as_stored(t)
-    set_group(t)
+    set_rows(t, v, dy, result, True)
     t.gamma = t.beta = t.mean = t.rstd = NULL
     t.g, t.norm = vector_of(g), vector_of(norm)
     t.dgamma = t.dbeta = vector_of(None)
