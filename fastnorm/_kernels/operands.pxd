@@ -195,6 +195,17 @@ cdef inline bint are_adjacent(const Operand* o, Py_ssize_t n) noexcept nogil:
     )
 
 
+cdef inline Py_ssize_t rows_beside(
+    const Operand* o, Py_ssize_t row, Py_ssize_t rows
+) noexcept nogil:
+    """How many of these rows, from this one on, are of one run of the axis before the last."""
+    cdef Py_ssize_t size
+    if o.dtype == NONE:
+        return rows
+    size = o.size[o.axes - 2]
+    return min(rows, size - row % size)
+
+
 cdef inline Py_ssize_t adjacent_rows(
     const Operand* o, Py_ssize_t index, Py_ssize_t step, Py_ssize_t rows, Py_ssize_t* stride
 ) noexcept nogil:
@@ -204,9 +215,7 @@ cdef inline Py_ssize_t adjacent_rows(
     if rows == 1 or not are_adjacent(o, step):
         return 1
     stride[0] = o.stride[last - 1]
-    return min(
-        min(rows, <Py_ssize_t> SCRATCH_ROWS), o.size[last - 1] - index // step % o.size[last - 1]
-    )
+    return rows_beside(o, index // step, min(rows, <Py_ssize_t> SCRATCH_ROWS))
 
 
 cdef inline void ask_run(

@@ -9,12 +9,12 @@ rows_backward.pxd): sums have the same lanes (turned_sums.h).
 
 from libc.string cimport memcpy, memset
 
-from fastnorm._kernels.arrays cimport NONE, real
+from fastnorm._kernels.arrays cimport real
 from fastnorm._kernels.blocks cimport ceil_div
 from fastnorm._kernels.memory cimport Writer
 from fastnorm._kernels.moments cimport is_off, settle
 from fastnorm._kernels.operands cimport SIDE, Operand, address, adjacent_rows, read_across
-from fastnorm._kernels.operands cimport transpose, write_across
+from fastnorm._kernels.operands cimport rows_beside, transpose, write_across
 from fastnorm._kernels.rows_task cimport FLUSH_ROWS, MAX_GROUP, SIDE_BY_SIDE, RowMap, Task
 from fastnorm._kernels.rows_task cimport are_flushed, finish_statistics, flush_sums, kept_map
 from fastnorm._kernels.rows_task cimport row_map, rows_left, tile_step, unflushed_rows
@@ -88,17 +88,6 @@ cdef inline Py_ssize_t find_neighbours(
 cdef inline Py_ssize_t up_to_whole(Py_ssize_t rows) noexcept nogil:
     """As many as the sums take."""
     return ceil_div(rows, SIDE_BY_SIDE) * SIDE_BY_SIDE
-
-
-cdef inline Py_ssize_t rows_beside(
-    const Operand* o, Py_ssize_t index, Py_ssize_t rows
-) noexcept nogil:
-    """How many of these rows, from this one on, lie one after another."""
-    cdef Py_ssize_t size
-    if o.dtype == NONE:
-        return rows
-    size = o.size[o.axes - 2]
-    return min(rows, size - index % size)
 
 
 cdef inline Py_ssize_t rows_of_tile(
