@@ -29,10 +29,8 @@ from fastnorm._kernels.channels_task cimport Grid, Tile, at_sample, block_at, is
 from fastnorm._kernels.channels_task cimport mapped_view, plan_whole_tiles, range_count
 from fastnorm._kernels.channels_task cimport range_width, read_tile
 from fastnorm._kernels.columns cimport STRIP
-from fastnorm._kernels.memory cimport IN_CACHE, LINE, THROUGH_CACHE, at_line, choose_route
-from fastnorm._kernels.operands cimport AHEAD, BLOCK, Scratch, nth, of_this_thread, release
-from fastnorm._kernels.operands cimport reserve
-from fastnorm._kernels.rows cimport is_sixteen
+from fastnorm._kernels.memory cimport IN_CACHE, LINE, at_line, bytes_ahead, choose_route
+from fastnorm._kernels.operands cimport BLOCK, Scratch, nth, of_this_thread, release, reserve
 from fastnorm._pool cimport parallel_for
 
 
@@ -285,9 +283,8 @@ cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
     if t.direct and t.route != IN_CACHE:
         if t.planes and t.n == 1 and t.whole_tiles:
             t.ahead = t.grid.channels_per_tile * t.s  # the next tile
-        elif not t.planes and (t.route == THROUGH_CACHE or is_sixteen(t.stored)):
-            # Rows of float that are streamed are better left to the processor, which sees them.
-            t.ahead = AHEAD // itemsize_of(t.stored)
+        elif not t.planes:
+            t.ahead = bytes_ahead(t.route, operands * num_bytes) // itemsize_of(t.stored)
     if t.reduction == NO_REDUCTION:
         partials = 0
     memory = <char*> malloc(

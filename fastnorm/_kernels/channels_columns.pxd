@@ -22,6 +22,7 @@ from fastnorm._kernels.rows cimport ask, element, is_sixteen
 
 cdef enum:
     ALIGNED = 16                # lines of a row for which it is worth to begin with a whole one
+    ASKED_BYTES = 512           # of a row that the map asks for at once: more do not fit the queue
 
 
 cdef inline void merge_columns(
@@ -212,44 +213,55 @@ cdef inline void map_stored(
     )
 
 
-cdef inline void map_row(
-    Channels* t, const real* x, const real* dy, const real* source, real* y,
-    Py_ssize_t column, Py_ssize_t n, Writer* writer,
+cdef inline void map_run(
+    Channels* t, const real* x, const real* source, real* y, Py_ssize_t column, Py_ssize_t n
 ) noexcept nogil:
-    """n columns of a row."""
+    """n columns of a row, where they are. source: of the gradient, dy."""
     cdef const real* coefficients = <const real*> t.coefficients + column
-    cdef Py_ssize_t i = 0, length, size = itemsize_of(t.stored)
+    ask(source, t.stored, n, t.ahead)
+    if t.map != SCALE_SHIFT:
+        ask(x, t.stored, n, t.ahead)
+    if real is float and (is_sixteen(t.stored)):
+        map_stored(t, x, source, y, n, <Py_ssize_t> 1, column, n)
+    elif t.map == SCALE_SHIFT:
+        columns_scale_shift(
+            source, y, n, NULL if t.linear else coefficients,
+            coefficients + SCALE * t.width, coefficients + SHIFT * t.width,
+        )
+    elif t.map == GRADIENT:
+        columns_gradient(
+            source, x, y, n, NULL if t.linear else coefficients,
+            coefficients + SLOPE * t.width, coefficients + SHIFT * t.width,
+            coefficients + SCALE * t.width,
+        )
+    else:
+        columns_weighted_gradient(
+            source, x, y, n, coefficients + SCALE * t.width,
+            coefficients, coefficients + SLOPE * t.width, coefficients + SHIFT * t.width,
+            coefficients + INVERSE * t.width,
+        )
+
+
+cdef inline void map_row(
+    Channels* t, const real* x, const real* source, real* y, Py_ssize_t column, Py_ssize_t n,
+    Writer* writer,
+) noexcept nogil:
+    """n columns of a row, and of what memory is asked for, a few lines at a time."""
+    cdef Py_ssize_t i = 0, placed, length, size = itemsize_of(t.stored)
+    # A call for 16 bits takes as long as the elements of a few lines.
+    cdef Py_ssize_t at_once = ASKED_BYTES // size if t.ahead and not is_sixteen(t.stored) else n
     cdef real* target
     while i < n:
-        length = n - i
-        target = <real*> place_stored(writer, <char*> y + i * size, size, &length)
-        ask(element(source, t.stored, i), t.stored, length, t.ahead)
-        if t.map != SCALE_SHIFT:
-            ask(element(x, t.stored, i), t.stored, length, t.ahead)
-        if real is float and (is_sixteen(t.stored)):
-            map_stored(
-                t, element(x, t.stored, i), element(source, t.stored, i), target, length,
-                <Py_ssize_t> 1, column + i, length,
+        placed = n - i
+        target = <real*> place_stored(writer, <char*> y + i * size, size, &placed)
+        while placed > 0:
+            length = min(placed, at_once)
+            map_run(
+                t, element(x, t.stored, i), element(source, t.stored, i), target, column + i, length
             )
-        elif t.map == SCALE_SHIFT:
-            columns_scale_shift(
-                source + i, target, length, NULL if t.linear else coefficients,
-                coefficients + SCALE * t.width, coefficients + SHIFT * t.width,
-            )
-        elif t.map == GRADIENT:
-            columns_gradient(
-                dy + i, x + i, target, length, NULL if t.linear else coefficients,
-                coefficients + SLOPE * t.width, coefficients + SHIFT * t.width,
-                coefficients + SCALE * t.width,
-            )
-        else:
-            columns_weighted_gradient(
-                dy + i, x + i, target, length, coefficients + SCALE * t.width,
-                coefficients, coefficients + SLOPE * t.width, coefficients + SHIFT * t.width,
-                coefficients + INVERSE * t.width,
-            )
-        coefficients += length
-        i += length
+            target = <real*> element(target, t.stored, length)
+            i += length
+            placed -= length
 
 
 cdef inline void map_four_rows(
@@ -317,7 +329,7 @@ cdef inline void map_rows(
             y_stride, column + head, n - head,
         )
     else:
-        map_row(t, x, source, source, y, column, n, writer)
+        map_row(t, x, source, y, column, n, writer)
     store_block(t.y, index, t.width, rows, n, y, y_stride, writer)
 
 

@@ -8,6 +8,7 @@ lines that they are going to write.
 """
 
 from libc.stdint cimport uintptr_t
+from libc.string cimport memcpy
 
 from fastnorm._cpu cimport last_cache_bytes, streams_well
 from fastnorm._kernels.arrays cimport real
@@ -26,6 +27,8 @@ cdef extern from "memory.h" nogil:
 
 
 cdef enum:
+    AHEAD = 4096                    # bytes further on memory is asked for, if nothing is said,
+    FAR_AHEAD = 8192                # or beside streaming stores
     RUN_BYTES = 2048                # of one run of a result in the sink
     DISTANCE = 512                  # bytes
     ASKED_BYTES = 1024              # of a result at a time,
@@ -51,6 +54,15 @@ cdef inline Route choose_route(Py_ssize_t num_bytes, int team, bint early) noexc
     return PAST_CACHE if CAN_STREAM and (streams_well() or team > A_FEW) else THROUGH_CACHE
 
 
+cdef inline Py_ssize_t bytes_ahead(Route route, Py_ssize_t num_bytes) noexcept nogil:
+    """How far ahead such a call asks for what it maps in the order of memory, or 0. Beside
+    streaming stores and several coefficients that are read, too, a processor sees less of what
+    comes next; but where a part of it is in the last cache still, that is enough."""
+    if route == IN_CACHE or (route == PAST_CACHE and num_bytes < last_cache_bytes()):
+        return 0
+    return FAR_AHEAD if route == PAST_CACHE else AHEAD
+
+
 cdef struct Writer:
     Sink sink
     bint streams
@@ -69,12 +81,6 @@ cdef inline void open_writer(Writer* w, Route route, bint direct) noexcept nogil
     w.content = w.sink.bytes
 
 
-cdef inline void flush(Writer* w) noexcept nogil:
-    if w.held:
-        stream(w.begin, w.content, w.held)
-        w.held = 0
-
-
 cdef inline char* at_line(void* p) noexcept nogil:
     """The first line from p on, which is less than LINE bytes further."""
     return <char*> p + (LINE - <Py_ssize_t> (<uintptr_t> p % LINE)) % LINE
@@ -84,12 +90,27 @@ cdef inline Py_ssize_t line_offset(const char* p) noexcept nogil:
     return <Py_ssize_t> (<uintptr_t> p % LINE)
 
 
+cdef inline void flush(Writer* w) noexcept nogil:
+    if w.held:
+        stream(w.begin, w.content, w.held)
+        w.held = 0
+
+
+cdef inline void flush_lines(Writer* w) noexcept nogil:
+    """All but the line that is not whole yet, to which what follows belongs."""
+    cdef Py_ssize_t end = line_offset(w.begin) + w.held, rest = end % LINE
+    cdef Py_ssize_t whole = w.held - rest
+    if whole > 0:
+        stream(w.begin, w.content, whole)
+        memcpy(w.sink.bytes, w.content + whole, LINE)
+        w.begin, w.content, w.held = w.begin + whole, w.sink.bytes, rest
+
+
 cdef inline char* place_bytes(
     Writer* w, char* p, Py_ssize_t size, Py_ssize_t* n
 ) noexcept nogil:
     """Where to compute what belongs to p, n elements of `size` bytes, and in n, how many of them.
     The writer must be flushed after the last."""
-    cdef Py_ssize_t end
     cdef char* target
     if w.asks:
         if n[0] * size > ASKED_BYTES:  # a division takes as long as a short row
@@ -97,14 +118,13 @@ cdef inline char* place_bytes(
         prefetch_far(p + ASKED_AHEAD, n[0] * size)
     if not w.streams:
         return p
-    end = line_offset(w.begin) + w.held
-    if end + size > RUN_BYTES or p != w.begin + w.held:
+    if n[0] * size > RUN_BYTES:
+        n[0] = RUN_BYTES // size
+    if p != w.begin + w.held:
         flush(w)
-        w.begin = p
-        end = line_offset(p)
-        w.content = w.sink.bytes + end
-    if n[0] * size > RUN_BYTES - end:
-        n[0] = (RUN_BYTES - end) // size
+        w.begin, w.content = p, w.sink.bytes + line_offset(p)
+    elif line_offset(w.begin) + w.held + n[0] * size > RUN_BYTES + LINE:
+        flush_lines(w)
     target = w.content + w.held
     w.held += n[0] * size
     return target

@@ -15,7 +15,7 @@ from libc.stdlib cimport free, llabs, malloc
 from fastnorm._kernels.arrays cimport FLOAT32, FLOAT64, NONE, Dtype, data_of, dtype_of
 from fastnorm._kernels.arrays cimport itemsize_of, real
 from fastnorm._kernels.convert cimport read_run, write_run
-from fastnorm._kernels.memory cimport LINE, Writer, at_line, place_bytes, prefetch_far
+from fastnorm._kernels.memory cimport AHEAD, LINE, Writer, at_line, place_bytes, prefetch_far
 from fastnorm._kernels.sixteen cimport TAKES_16_BITS
 from fastnorm._pool cimport participant
 
@@ -31,7 +31,6 @@ cdef extern from "lanes.h" nogil:
 
 cdef enum:
     MAX_AXES = 64               # NumPy's limit
-    AHEAD = 4096                # bytes further on memory is asked for, if nothing is said
     ROOM = 2048                 # elements of a block that stays in L1
     BLOCK = 65536               # bytes of one of a turned array, at most,
     WIDE_BLOCK = 262144         # or of many rows
