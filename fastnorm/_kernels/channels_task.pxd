@@ -2,6 +2,7 @@
 
 cimport numpy as cnp
 
+from fastnorm._cpu cimport streams_well
 from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport BLOCK_BYTES, BLOCKS_PER_THREAD, MAX_PARTIALS, ceil_div
 from fastnorm._kernels.columns cimport FOUR, STRIP
@@ -13,7 +14,7 @@ from fastnorm._kernels.operands cimport padded, room, set_operand, take_as_store
 cdef enum:
     MIN_PLANE = 32              # elements: shorter planes are columns,
     LONG_PLANE = 128            # longer ones are not,
-    FEW_PLANES = 64             # in between, more than s²/FEW_PLANES are; in inference, FEW_PLANES
+    FEW_PLANES = 64             # in between, more than s²/FEW_PLANES are
     MIN_RUN = 16                # elements: shorter planes are mapped as columns
     MIN_COLUMNS = 64            # narrower rows are taken several at a time
     WIDE_COLUMNS = 512          # as wide as that where there are MANY_ROWS
@@ -191,13 +192,14 @@ cdef inline void plan_map(Channels* t, Py_ssize_t itemsize) noexcept nogil:
 
 cdef inline bint has_planes(Reduction reduction, Py_ssize_t n, Py_ssize_t s) noexcept nogil:
     """Each plane has lanes to fold, each column sums and coefficients of its own: columns are worth
-    it where n is large beside s."""
+    it where n is large beside s. Inference has no sums, and gives the same bits either way."""
     if n == 1:
         return s > 1  # a channel's only plane is a row, however short
     if s >= LONG_PLANE:
         return True
     if reduction == NO_REDUCTION:
-        return s >= MIN_RUN and n <= FEW_PLANES
+        # Many short runs in turn cost an ordinary store more than they do one past the cache.
+        return s >= MIN_RUN and (n <= FEW_PLANES or streams_well())
     return s >= MIN_PLANE and s * s >= FEW_PLANES * n
 
 

@@ -273,6 +273,12 @@ cdef inline void backward_group(
         )
     keep_lengths(t, index, count, sums)
     k = 0
+    while t.by_length and k < count:  # nothing is added up over rows
+        length_gradients(
+            t, element(x, t.stored, k * x_stride), element(dy, t.stored, k * dy_stride),
+            <real*> element(dx, t.stored, k * dx_stride), t.n, maps[k], sums[k], writer, ahead,
+        )
+        k += 1
     while k < count:
         together = min(count - k, FLUSH_ROWS - unflushed_rows(t, index + k))
         together = rows_at_once(t, together, dgamma, step)
