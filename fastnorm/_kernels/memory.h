@@ -68,7 +68,7 @@ typedef struct {
 } fastnorm_sink;
 
 /* A copy whose whole lines go to memory without being read first. The pool issues the fence. */
-static inline void fastnorm_stream(char *to, const char *from, ptrdiff_t num_bytes)
+FASTNORM_ONCE void fastnorm_stream(char *to, const char *from, ptrdiff_t num_bytes)
 {
     ptrdiff_t begun = (ptrdiff_t)((uintptr_t)to % FASTNORM_LINE), head = begun ? FASTNORM_LINE - begun : 0;
     if (head > num_bytes) head = num_bytes;
