@@ -22,7 +22,7 @@ from fastnorm._kernels.rows cimport ask, element, is_sixteen
 
 cdef enum:
     ALIGNED = 16                # lines of a row for which it is worth to begin with a whole one
-    ASKED_BYTES = 512           # of a row that the map asks for at once: more do not fit the queue
+    AT_ONCE = 512               # bytes of a row that the map asks for: more wait for each other
 
 
 cdef inline void merge_columns(
@@ -216,7 +216,7 @@ cdef inline void map_stored(
 cdef inline void map_run(
     Channels* t, const real* x, const real* source, real* y, Py_ssize_t column, Py_ssize_t n
 ) noexcept nogil:
-    """n columns of a row, where they are. source: of the gradient, dy."""
+    """n columns of a row, written to y. source: of the gradient, dy."""
     cdef const real* coefficients = <const real*> t.coefficients + column
     ask(source, t.stored, n, t.ahead)
     if t.map != SCALE_SHIFT:
@@ -246,10 +246,10 @@ cdef inline void map_row(
     Channels* t, const real* x, const real* source, real* y, Py_ssize_t column, Py_ssize_t n,
     Writer* writer,
 ) noexcept nogil:
-    """n columns of a row, and of what memory is asked for, a few lines at a time."""
+    """n columns of a row, a few lines at a time where memory is asked for."""
     cdef Py_ssize_t i = 0, placed, length, size = itemsize_of(t.stored)
     # A call for 16 bits takes as long as the elements of a few lines.
-    cdef Py_ssize_t at_once = ASKED_BYTES // size if t.ahead and not is_sixteen(t.stored) else n
+    cdef Py_ssize_t at_once = AT_ONCE // size if t.ahead and not is_sixteen(t.stored) else n
     cdef real* target
     while i < n:
         placed = n - i
@@ -311,10 +311,10 @@ cdef inline void map_rows(
     """n columns of one row, or of FOUR."""
     cdef Py_ssize_t index = t.base + row * t.width + column
     cdef Py_ssize_t x_stride = 0, stride, y_stride, head
-    cdef const real* x = NULL
     cdef const real* source = load_block(
         t.source, index, t.width, rows, n, source_scratch, &stride
     )
+    cdef const real* x = source
     cdef real* y = result_block(t.y, index, t.width, n, y_scratch, &y_stride)
     if t.map != SCALE_SHIFT:
         x = load_block(t.x, index, t.width, rows, n, x_scratch, &x_stride)

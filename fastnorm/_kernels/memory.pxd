@@ -55,12 +55,12 @@ cdef inline Route choose_route(Py_ssize_t num_bytes, int team, bint early) noexc
 
 
 cdef inline Py_ssize_t bytes_ahead(Route route, Py_ssize_t num_bytes) noexcept nogil:
-    """How far ahead such a call asks for what it maps in the order of memory, or 0. Beside
+    """How far ahead a large call asks for what it maps in the order of memory, or 0. Beside
     streaming stores and several coefficients that are read, too, a processor sees less of what
     comes next; but where a part of it is in the last cache still, that is enough."""
-    if route == IN_CACHE or (route == PAST_CACHE and num_bytes < last_cache_bytes()):
-        return 0
-    return FAR_AHEAD if route == PAST_CACHE else AHEAD
+    if route == THROUGH_CACHE:
+        return AHEAD
+    return FAR_AHEAD if num_bytes >= last_cache_bytes() else 0
 
 
 cdef struct Writer:
@@ -97,13 +97,12 @@ cdef inline void flush(Writer* w) noexcept nogil:
 
 
 cdef inline void flush_lines(Writer* w) noexcept nogil:
-    """All but the line that is not whole yet, to which what follows belongs."""
-    cdef Py_ssize_t end = line_offset(w.begin) + w.held, rest = end % LINE
-    cdef Py_ssize_t whole = w.held - rest
-    if whole > 0:
-        stream(w.begin, w.content, whole)
-        memcpy(w.sink.bytes, w.content + whole, LINE)
-        w.begin, w.content, w.held = w.begin + whole, w.sink.bytes, rest
+    """All that is held, which ends a line at least, but what begins the next: what follows
+    continues that."""
+    cdef Py_ssize_t rest = (line_offset(w.begin) + w.held) % LINE, whole = w.held - rest
+    stream(w.begin, w.content, whole)
+    memcpy(w.sink.bytes, w.content + whole, LINE)
+    w.begin, w.content, w.held = w.begin + whole, w.sink.bytes, rest
 
 
 cdef inline char* place_bytes(

@@ -187,13 +187,15 @@ cdef inline void gradients(
 
 
 cdef inline Py_ssize_t rows_at_once(
-    Task* t, Py_ssize_t count, const real* dgamma, Py_ssize_t step
+    Task* t, Py_ssize_t index, Py_ssize_t count, Py_ssize_t step
 ) noexcept nogil:
     """So many rows, of the next `count`, that share their parameters, go through `row_gradients`
     together."""
-    cdef Py_ssize_t rows = 4 if count >= 4 else 2 if count >= 2 else 1
-    if dgamma == NULL or step or t.period > 1:
+    cdef Py_ssize_t rows
+    if step or t.period > 1:
         return 1
+    count = min(count, FLUSH_ROWS - unflushed_rows(t, index))
+    rows = 4 if count >= 4 else 2 if count >= 2 else 1
     while t.route == PAST_CACHE and rows > 1 and not fits_rows(
         rows, t.n * itemsize_of(t.stored)
     ):
@@ -280,8 +282,7 @@ cdef inline void backward_group(
         )
         k += 1
     while k < count:
-        together = min(count - k, FLUSH_ROWS - unflushed_rows(t, index + k))
-        together = rows_at_once(t, together, dgamma, step)
+        together = rows_at_once(t, index + k, count - k, step)
         group_gradients(
             t, index + k, together, element(x, t.stored, k * x_stride), x_stride,
             element(dy, t.stored, k * dy_stride), dy_stride,
