@@ -1,17 +1,19 @@
 """Channels that are planes: each is N runs of S elements, summed in lanes (rows.pxd)."""
 
+from libc.string cimport memset
+
 from fastnorm._kernels.arrays cimport itemsize_of, real
 from fastnorm._kernels.channels_task cimport CENTRE, CENTRED_SUMS, GRADIENT, GRADIENT_SUMS
 from fastnorm._kernels.channels_task cimport INVERSE, MAX_TILE, MOMENTS, PIECE, SCALE, SCALE_SHIFT
 from fastnorm._kernels.channels_task cimport SHIFT, SLOPE, SQUARES, Block, Channels
 from fastnorm._kernels.memory cimport PAST_CACHE, Writer, flush, open_writer
 from fastnorm._kernels.memory cimport place_stored, prefetch
-from fastnorm._kernels.moments cimport Moments, chunk_moments, merge_centred, no_moments
+from fastnorm._kernels.moments cimport Moments, merge_centred, no_moments
 from fastnorm._kernels.operands cimport SCRATCH_ROWS, load_block, result_block, store_block
-from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, add_centred_sums, add_gradient_sums
-from fastnorm._kernels.rows cimport add_squares, clear, element, fold, row_gradient
-from fastnorm._kernels.rows cimport row_gradient_sums, row_scale_shift, row_sum
-from fastnorm._kernels.rows cimport row_weighted_gradient
+from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, FOLDED, TOGETHER, add_centred_sums
+from fastnorm._kernels.rows cimport add_gradient_sums, add_squares, clear, element, end_folds
+from fastnorm._kernels.rows cimport fold, row_gradient, row_gradient_sums, row_moments
+from fastnorm._kernels.rows cimport row_scale_shift, row_sum, row_weighted_gradient
 
 cdef inline Py_ssize_t piece_length(Channels* t, Py_ssize_t unit) noexcept nogil:
     return min(<Py_ssize_t> PIECE, t.s - unit % t.pieces * PIECE)
@@ -104,36 +106,50 @@ cdef inline void reduce_planes(
         t.second[b.range * t.width + b.first_channel + k] = moments[k].m2
 
 
+cdef inline void row_gradient_numbers(
+    Channels* t, const real* x, Py_ssize_t stride, const real* dy, Py_ssize_t dy_stride,
+    Py_ssize_t channel, Py_ssize_t count, double* first, double* second,
+) noexcept nogil:
+    """Σdy and Σdy·x̂ of channels of one piece each: TOGETHER, at most."""
+    cdef real sums[FOLDED * TOGETHER]
+    cdef real products[FOLDED * TOGETHER]
+    cdef const real* coefficients = <const real*> t.coefficients + channel
+    cdef Py_ssize_t k
+    memset(sums, 0, sizeof(sums))
+    memset(products, 0, sizeof(products))
+    for k in range(count):
+        row_gradient_sums(
+            element(dy, t.stored, k * dy_stride), element(x, t.stored, k * stride), t.stored,
+            <const real*> NULL, t.s, coefficients[k], coefficients[INVERSE * t.width + k],
+            t.centred, <Py_ssize_t> 0, sums + k, products + k,
+        )
+    end_folds(sums, count, first)
+    end_folds(products, count, second)
+
+
 cdef inline void reduce_rows(
     Channels* t, Block b, real* x_scratch, real* dy_scratch
 ) noexcept nogil:
     """Channels of one piece each."""
-    cdef const real* coefficients = <const real*> t.coefficients
-    cdef double* first = t.first
-    cdef double* second = t.second
     cdef const real* x
     cdef const real* dy
-    cdef Py_ssize_t channel = b.first_channel, some, stride, dy_stride, k
+    cdef Py_ssize_t channel = b.first_channel, some, stride, dy_stride
     while channel < b.last_channel:
         some = planes_at_once(t, b.last_channel - channel, t.s)
+        some = min(some, <Py_ssize_t> TOGETHER)
         x = load_block(t.x, t.origin + channel * t.s, t.s, some, t.s, x_scratch, &stride)
         if t.reduction == GRADIENT_SUMS:
             dy = load_block(
                 t.dy, t.origin + channel * t.s, t.s, some, t.s, dy_scratch, &dy_stride
             )
-            for k in range(some):
-                row_gradient_sums(
-                    element(dy, t.stored, k * dy_stride), element(x, t.stored, k * stride),
-                    t.stored, <const real*> NULL, t.s,
-                    coefficients[channel + k], coefficients[INVERSE * t.width + channel + k],
-                    t.centred, <Py_ssize_t> 0, &first[channel + k], &second[channel + k],
-                )
+            row_gradient_numbers(
+                t, x, stride, dy, dy_stride, channel, some, t.first + channel, t.second + channel
+            )
         else:
-            for k in range(some):
-                chunk_moments(
-                    element(x, t.stored, k * stride), t.stored, t.s, <Py_ssize_t> 0,
-                    &first[channel + k], &second[channel + k],
-                )
+            row_moments(
+                x, t.stored, stride, some, t.s, <Py_ssize_t> 0, t.first + channel,
+                t.second + channel,
+            )
         channel += some
 
 

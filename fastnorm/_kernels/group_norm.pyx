@@ -346,7 +346,6 @@ cdef int run_rows(
     num_bytes = t.rows * t.n * itemsize_of(t.x.dtype)
     num_threads = threads_for(num_bytes, num_threads)
     t.route = choose_route((operands + 1) * num_bytes, num_threads, num_threads == 1)
-    t.gamma = t.beta = NULL
     try:
         t.gamma = expanded(gamma, t.dtype, num_groups * group, s)
         t.beta = expanded(beta, t.dtype, num_groups * group, s)

@@ -20,7 +20,9 @@ enum {
     FASTNORM_SIDE = 16,   /* of the tiles in which rows and columns change places */
     FASTNORM_STREAMS = 8, /* elements of a lane at once, of x and of dy: processors follow 32 streams of memory */
     FASTNORM_EVENLY = 64, /* elements between two requests for memory */
-    FASTNORM_ROW_NUMBERS = 6
+    FASTNORM_ROW_NUMBERS = 6,
+    FASTNORM_FOLDED = 5,  /* numbers that are left of a row's lanes, */
+    FASTNORM_TOGETHER = 8 /* and rows that a vector then holds one of each of */
 };
 
 #if defined(__AVX512F__)
@@ -57,6 +59,27 @@ static inline fastnorm_share fastnorm_share_of(ptrdiff_t lane, ptrdiff_t n)
     return lane < FASTNORM_LANES ? main : lane < FASTNORM_LANES + FASTNORM_TAIL ? tail : rest;
 }
 
+/* Above 0 where the centre of these sums, Σ(x - centre) and Σ(x - centre)², is more than a standard deviation from the
+   mean. */
+static inline double fastnorm_how_far_off(double total, double squares, ptrdiff_t n)
+{
+    return total * (total / n) - squares / 2;
+}
+
+static inline int fastnorm_is_off(double total, double squares, ptrdiff_t n)
+{
+    return fastnorm_how_far_off(total, squares, n) > 0;
+}
+
+/* From Σ(x - centre), and Σ(x - centre)² in m2, the mean, and Σ(x - mean)², which is less than 0 by rounding in a constant
+   row. NaN stays NaN. */
+static inline void fastnorm_settle(double centre, double total, ptrdiff_t n, double *mean, double *m2)
+{
+    *mean = centre + total / n;
+    *m2 -= total * (total / n);
+    if (*m2 < 0) *m2 = 0;
+}
+
 #define real float
 #define FASTNORM_NAME(name) fastnorm_##name##_float
 #define FASTNORM_OF_16_BITS FASTNORM_TAKES_16_BITS
@@ -85,21 +108,16 @@ static inline double fastnorm_sum_sixteen(int is_half, const uint16_t *x, ptrdif
     return FASTNORM_EITHER(sum, x, n);
 }
 
-static inline float fastnorm_guess_centre_sixteen(int is_half, const uint16_t *x, ptrdiff_t n)
-{
-    return FASTNORM_EITHER(guess_centre, x, n);
-}
-
 static inline void fastnorm_add_centred_sixteen(
     int is_half, const uint16_t *x, ptrdiff_t n, float centre, ptrdiff_t ahead, float *sums, float *squares)
 {
     (void)FASTNORM_EITHER(add_centred, x, n, centre, ahead, sums, squares);
 }
 
-static inline void fastnorm_centred_sums_sixteen(
-    int is_half, const uint16_t *x, ptrdiff_t n, float centre, ptrdiff_t ahead, double *sum, double *squares)
+static inline void fastnorm_few_moments_sixteen(
+    int is_half, const uint16_t *x, ptrdiff_t step, ptrdiff_t rows, ptrdiff_t n, ptrdiff_t ahead, double *mean, double *m2)
 {
-    (void)FASTNORM_EITHER(centred_sums, x, n, centre, ahead, sum, squares);
+    (void)FASTNORM_EITHER(few_moments, x, step, rows, n, ahead, mean, m2);
 }
 
 static inline void fastnorm_add_squares_sixteen(
@@ -108,9 +126,10 @@ static inline void fastnorm_add_squares_sixteen(
     (void)FASTNORM_EITHER(add_squares, x, n, ahead, squares);
 }
 
-static inline double fastnorm_sum_of_squares_sixteen(int is_half, const uint16_t *x, ptrdiff_t n, ptrdiff_t ahead)
+static inline void fastnorm_few_squares_sixteen(
+    int is_half, const uint16_t *x, ptrdiff_t step, ptrdiff_t rows, ptrdiff_t n, ptrdiff_t ahead, double *squares)
 {
-    return FASTNORM_EITHER(sum_of_squares, x, n, ahead);
+    (void)FASTNORM_EITHER(few_squares, x, step, rows, n, ahead, squares);
 }
 
 static inline void fastnorm_add_gradients_sixteen(
@@ -122,9 +141,9 @@ static inline void fastnorm_add_gradients_sixteen(
 
 static inline void fastnorm_gradient_sums_sixteen(
     int is_half, const uint16_t *dy, const uint16_t *x, const float *gamma, ptrdiff_t n, float centre, float inverse,
-    int centred, ptrdiff_t ahead, double *sum, double *products)
+    int centred, ptrdiff_t ahead, float *sums, float *products)
 {
-    (void)FASTNORM_EITHER(gradient_sums, dy, x, gamma, n, centre, inverse, centred, ahead, sum, products);
+    (void)FASTNORM_EITHER(gradient_sums, dy, x, gamma, n, centre, inverse, centred, ahead, sums, products);
 }
 
 #endif

@@ -19,7 +19,12 @@
 #define FASTNORM_PREFETCH(p, level) __builtin_prefetch(p, 0, level)
 /* GCC removes calls of a function that does nothing but ask for memory, as if it did nothing. This it keeps. */
 #define FASTNORM_HAS_EFFECT() __asm__ volatile("")
-#define FASTNORM_ONCE static __attribute__((noinline, unused)) /* large, and called from several places */
+/* Large, and called from several places. */
+#ifdef __clang__
+#define FASTNORM_ONCE static __attribute__((noinline, unused))
+#else
+#define FASTNORM_ONCE static __attribute__((noinline, noclone, unused))
+#endif
 #else
 #define FASTNORM_PREFETCH(p, level) ((void)(p))
 #define FASTNORM_HAS_EFFECT() ((void)0)

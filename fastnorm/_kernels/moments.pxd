@@ -9,7 +9,12 @@ from libc.math cimport INFINITY, fabs, frexp, isfinite, ldexp, sqrt
 
 from fastnorm._kernels.arrays cimport FLOAT32, FLOAT64, Dtype, real
 from fastnorm._kernels.operands cimport Operand, read_elements
-from fastnorm._kernels.rows cimport GUESSED, guess_centre, row_centred_sums, row_squares, row_sum
+from fastnorm._kernels.rows cimport row_moments, row_squares
+
+cdef extern from "lanes.h" nogil:
+    bint is_off "fastnorm_is_off"(double total, double squares, Py_ssize_t n)
+    void settle "fastnorm_settle"(
+        double centre, double total, Py_ssize_t n, double* mean, double* m2)
 
 
 cdef struct Moments:
@@ -38,21 +43,6 @@ cdef inline void merge(Moments* a, Moments b) noexcept nogil:
     a.count = total
 
 
-cdef inline bint is_off(double total, double squares, Py_ssize_t n) noexcept nogil:
-    """Whether the centre of these sums is more than a standard deviation from the mean."""
-    return total * (total / n) > squares / 2
-
-
-cdef inline void settle(
-    double centre, double total, Py_ssize_t n, double* mean, double* m2
-) noexcept nogil:
-    """From Σ(x - centre), and Σ(x - centre)² in m2, the mean, and Σ(x - mean)²."""
-    mean[0] = centre + total / n
-    m2[0] -= total * (total / n)
-    if m2[0] < 0:  # by rounding, in a constant row; NaN stays NaN
-        m2[0] = 0
-
-
 cdef inline void merge_centred(
     Moments* a, Py_ssize_t count, double centre, double total, double squares
 ) noexcept nogil:
@@ -63,24 +53,6 @@ cdef inline void merge_centred(
     merge(a, b)
 
 
-cdef inline void chunk_moments(
-    const real* x, Dtype stored, Py_ssize_t n, Py_ssize_t ahead, double* mean, double* m2
-) noexcept nogil:
-    """One sweep, about a guess at the mean: what that is off by, squared, is part of the sum of
-    squares. Where it is more than a standard deviation, there is another sweep, about the mean."""
-    cdef real centre
-    cdef double total
-    if n >= GUESSED:
-        centre = guess_centre(x, stored, n)
-    else:
-        centre = <real> (row_sum(x, stored, n) / n)
-    row_centred_sums(x, stored, n, centre, ahead, &total, m2)
-    if is_off(total, m2[0], n):
-        centre = <real> (centre + total / n)
-        row_centred_sums(x, stored, n, centre, <Py_ssize_t> 0, &total, m2)
-    settle(centre, total, n, mean, m2)
-
-
 cdef inline void merge_chunk(
     Moments* a, const real* x, Dtype stored, Py_ssize_t n, bint centred, Py_ssize_t ahead
 ) noexcept nogil:
@@ -88,9 +60,9 @@ cdef inline void merge_chunk(
     cdef Moments b
     b.count, b.mean = n, 0
     if centred:
-        chunk_moments(x, stored, n, ahead, &b.mean, &b.m2)
+        row_moments(x, stored, n, <Py_ssize_t> 1, n, ahead, &b.mean, &b.m2)
     else:
-        b.m2 = row_squares(x, stored, n, ahead)
+        row_squares(x, stored, n, <Py_ssize_t> 1, n, ahead, &b.m2)
     merge(a, b)
 
 

@@ -18,31 +18,37 @@ from fastnorm._kernels.sixteen cimport TAKES_16_BITS, Numbers
 cdef extern from "lanes.h" nogil:
     enum:
         ALL_LANES "FASTNORM_ALL_LANES"
-        GUESSED "FASTNORM_GUESSED"      # elements that `guess_centre` looks at
+        FOLDED "FASTNORM_FOLDED"
+        TOGETHER "FASTNORM_TOGETHER"
     double fold_float "fastnorm_fold_float"(const float* lanes)
     double fold_double "fastnorm_fold_double"(const double* lanes)
+    void end_folds_float "fastnorm_end_folds_float"(
+        const float* folded, Py_ssize_t rows, double* sums)
+    void end_folds_double "fastnorm_end_folds_double"(
+        const double* folded, Py_ssize_t rows, double* sums)
     double sum_float "fastnorm_sum_float"(const float* x, Py_ssize_t n)
     double sum_double "fastnorm_sum_double"(const double* x, Py_ssize_t n)
-    float guess_float "fastnorm_guess_centre_float"(const float* x, Py_ssize_t n)
-    double guess_double "fastnorm_guess_centre_double"(const double* x, Py_ssize_t n)
     void add_centred_float "fastnorm_add_centred_float"(
         const float* x, Py_ssize_t n, float centre, Py_ssize_t ahead, float* sums, float* squares)
     void add_centred_double "fastnorm_add_centred_double"(
         const double* x, Py_ssize_t n, double centre, Py_ssize_t ahead, double* sums,
         double* squares)
-    void centred_sums_float "fastnorm_centred_sums_float"(
-        const float* x, Py_ssize_t n, float centre, Py_ssize_t ahead, double* sum, double* squares)
-    void centred_sums_double "fastnorm_centred_sums_double"(
-        const double* x, Py_ssize_t n, double centre, Py_ssize_t ahead, double* sum,
-        double* squares)
+    void few_moments_float "fastnorm_few_moments_float"(
+        const float* x, Py_ssize_t step, Py_ssize_t rows, Py_ssize_t n, Py_ssize_t ahead,
+        double* mean, double* m2)
+    void few_moments_double "fastnorm_few_moments_double"(
+        const double* x, Py_ssize_t step, Py_ssize_t rows, Py_ssize_t n, Py_ssize_t ahead,
+        double* mean, double* m2)
     void add_squares_float "fastnorm_add_squares_float"(
         const float* x, Py_ssize_t n, Py_ssize_t ahead, float* squares)
     void add_squares_double "fastnorm_add_squares_double"(
         const double* x, Py_ssize_t n, Py_ssize_t ahead, double* squares)
-    double squares_float "fastnorm_sum_of_squares_float"(
-        const float* x, Py_ssize_t n, Py_ssize_t ahead)
-    double squares_double "fastnorm_sum_of_squares_double"(
-        const double* x, Py_ssize_t n, Py_ssize_t ahead)
+    void few_squares_float "fastnorm_few_squares_float"(
+        const float* x, Py_ssize_t step, Py_ssize_t rows, Py_ssize_t n, Py_ssize_t ahead,
+        double* squares)
+    void few_squares_double "fastnorm_few_squares_double"(
+        const double* x, Py_ssize_t step, Py_ssize_t rows, Py_ssize_t n, Py_ssize_t ahead,
+        double* squares)
     void add_gradients_float "fastnorm_add_gradients_float"(
         const float* dy, const float* x, Py_ssize_t n, float centre, float inverse, bint centred,
         Py_ssize_t ahead, float* sums, float* products)
@@ -51,10 +57,10 @@ cdef extern from "lanes.h" nogil:
         bint centred, Py_ssize_t ahead, double* sums, double* products)
     void gradient_sums_float "fastnorm_gradient_sums_float"(
         const float* dy, const float* x, const float* gamma, Py_ssize_t n, float centre,
-        float inverse, bint centred, Py_ssize_t ahead, double* sum, double* products)
+        float inverse, bint centred, Py_ssize_t ahead, float* sums, float* products)
     void gradient_sums_double "fastnorm_gradient_sums_double"(
         const double* dy, const double* x, const double* gamma, Py_ssize_t n, double centre,
-        double inverse, bint centred, Py_ssize_t ahead, double* sum, double* products)
+        double inverse, bint centred, Py_ssize_t ahead, double* sums, double* products)
 
 cdef enum:
     CHUNK = 4096
@@ -95,6 +101,15 @@ cdef inline double fold(const real* lanes) noexcept nogil:
         return fold_double(lanes)
 
 
+cdef inline void end_folds(const real* folded, Py_ssize_t rows, double* sums) noexcept nogil:
+    """Sum of the lanes of each row, of which the sums below have left FOLDED numbers, TOGETHER
+    apart."""
+    if real is float:
+        end_folds_float(folded, rows, sums)
+    else:
+        end_folds_double(folded, rows, sums)
+
+
 cdef inline double row_sum(const real* x, Dtype stored, Py_ssize_t n) noexcept nogil:
     """Σx"""
     if real is float:
@@ -103,16 +118,6 @@ cdef inline double row_sum(const real* x, Dtype stored, Py_ssize_t n) noexcept n
         return sum_float(x, n)
     else:
         return sum_double(x, n)
-
-
-cdef inline real guess_centre(const real* x, Dtype stored, Py_ssize_t n) noexcept nogil:
-    """About the mean, from GUESSED elements at four places. Of a constant row, exactly that."""
-    if real is float:
-        if is_sixteen(stored):
-            return sixteen.guess_centre(stored == FLOAT16, <const uint16_t*> x, n)
-        return guess_float(x, n)
-    else:
-        return guess_double(x, n)
 
 
 cdef inline void add_centred_sums(
@@ -131,20 +136,26 @@ cdef inline void add_centred_sums(
         add_centred_double(x, n, centre, ahead, lanes, squares)
 
 
-cdef inline void row_centred_sums(
-    const real* x, Dtype stored, Py_ssize_t n, real centre, Py_ssize_t ahead, double* total,
-    double* squares,
+cdef inline void row_moments(
+    const real* x, Dtype stored, Py_ssize_t step, Py_ssize_t rows, Py_ssize_t n,
+    Py_ssize_t ahead, double* mean, double* m2,
 ) noexcept nogil:
-    """Σ(x - centre) and Σ(x - centre)²"""
-    if real is float:
-        if is_sixteen(stored):
-            sixteen.centred_sums(
-                stored == FLOAT16, <const uint16_t*> x, n, centre, ahead, total, squares
-            )
+    """The mean of rows of a chunk at most, and Σ(x - mean)². From one to the next it is `step`
+    elements."""
+    cdef Py_ssize_t k = 0, some
+    while k < rows:
+        some = min(rows - k, <Py_ssize_t> TOGETHER)
+        if real is float:
+            if is_sixteen(stored):
+                sixteen.few_moments(
+                    stored == FLOAT16, <const uint16_t*> element(x, stored, k * step), step, some,
+                    n, ahead, mean + k, m2 + k,
+                )
+            else:
+                few_moments_float(x + k * step, step, some, n, ahead, mean + k, m2 + k)
         else:
-            centred_sums_float(x, n, centre, ahead, total, squares)
-    else:
-        centred_sums_double(x, n, centre, ahead, total, squares)
+            few_moments_double(x + k * step, step, some, n, ahead, mean + k, m2 + k)
+        k += some
 
 
 cdef inline void add_squares(
@@ -160,16 +171,25 @@ cdef inline void add_squares(
         add_squares_double(x, n, ahead, lanes)
 
 
-cdef inline double row_squares(
-    const real* x, Dtype stored, Py_ssize_t n, Py_ssize_t ahead
+cdef inline void row_squares(
+    const real* x, Dtype stored, Py_ssize_t step, Py_ssize_t rows, Py_ssize_t n,
+    Py_ssize_t ahead, double* squares,
 ) noexcept nogil:
-    """Σx²"""
-    if real is float:
-        if is_sixteen(stored):
-            return sixteen.sum_of_squares(stored == FLOAT16, <const uint16_t*> x, n, ahead)
-        return squares_float(x, n, ahead)
-    else:
-        return squares_double(x, n, ahead)
+    """Σx² of each"""
+    cdef Py_ssize_t k = 0, some
+    while k < rows:
+        some = min(rows - k, <Py_ssize_t> TOGETHER)
+        if real is float:
+            if is_sixteen(stored):
+                sixteen.few_squares(
+                    stored == FLOAT16, <const uint16_t*> element(x, stored, k * step), step, some,
+                    n, ahead, squares + k,
+                )
+            else:
+                few_squares_float(x + k * step, step, some, n, ahead, squares + k)
+        else:
+            few_squares_double(x + k * step, step, some, n, ahead, squares + k)
+        k += some
 
 
 cdef inline void add_gradient_sums(
@@ -192,23 +212,19 @@ cdef inline void add_gradient_sums(
 
 cdef inline void row_gradient_sums(
     const real* dy, const real* x, Dtype stored, const real* gamma, Py_ssize_t n, real centre,
-    real inverse, bint centred, Py_ssize_t ahead, double* total, double* products,
+    real inverse, bint centred, Py_ssize_t ahead, real* sums, real* products,
 ) noexcept nogil:
-    """Σh and Σ(h·x̂), likewise, with h = dy·gamma, or dy where gamma is NULL."""
+    """Σh and Σ(h·x̂), likewise, for `end_folds`, with h = dy·gamma, or dy where gamma is NULL."""
     if real is float:
         if is_sixteen(stored):
             sixteen.gradient_sums(
                 stored == FLOAT16, <const uint16_t*> dy, <const uint16_t*> x, gamma, n, centre,
-                inverse, centred, ahead, total, products,
+                inverse, centred, ahead, sums, products,
             )
         else:
-            gradient_sums_float(
-                dy, x, gamma, n, centre, inverse, centred, ahead, total, products
-            )
+            gradient_sums_float(dy, x, gamma, n, centre, inverse, centred, ahead, sums, products)
     else:
-        gradient_sums_double(
-            dy, x, gamma, n, centre, inverse, centred, ahead, total, products
-        )
+        gradient_sums_double(dy, x, gamma, n, centre, inverse, centred, ahead, sums, products)
 
 
 # The maps write y while x is at hand; y may be x itself.

@@ -8,6 +8,7 @@ and with x̂ = x/‖x‖ sums instead of means: dx = g/‖x‖·(dy - x̂·Σ(dy
 
 from libc.stdint cimport uint16_t
 from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memset
 
 from fastnorm._kernels cimport sixteen
 from fastnorm._kernels.arrays cimport FLOAT16, FLOAT32, Dtype, itemsize_of, real
@@ -16,11 +17,13 @@ from fastnorm._kernels.memory cimport IN_CACHE, PAST_CACHE, Writer, choose_route
 from fastnorm._kernels.memory cimport flush, open_writer, place_rows, place_stored
 from fastnorm._kernels.operands cimport Scratch, load_block, of_this_thread, release
 from fastnorm._kernels.operands cimport nth, result_block, store_block
-from fastnorm._kernels.rows cimport CHUNK, element, is_sixteen, row_gradient_sums, row_slope
+from fastnorm._kernels.rows cimport CHUNK, FOLDED, TOGETHER, element, end_folds, is_sixteen
+from fastnorm._kernels.rows cimport row_gradient_sums, row_slope
 from fastnorm._kernels.rows_narrow cimport backward_narrow
 from fastnorm._kernels.rows_task cimport FLUSH_ROWS, MAX_GROUP, NARROW, PIECE, RowMap
 from fastnorm._kernels.rows_task cimport RowSums, Task, allocate_partials, are_flushed, flush_sums
-from fastnorm._kernels.rows_task cimport goes_by_tiles, is_cut, is_direct, kept_map, load_lengths
+from fastnorm._kernels.rows_task cimport elements_ahead, goes_by_tiles, is_cut, kept_map
+from fastnorm._kernels.rows_task cimport load_lengths
 from fastnorm._kernels.rows_task cimport loaded_map, parameters_of, piece_length, reserve_scratch
 from fastnorm._kernels.rows_task cimport rows_together, shifted, unflushed_rows
 from fastnorm._kernels.rows_turned cimport backward_side_by_side
@@ -43,27 +46,46 @@ cdef extern from "lanes.h" nogil:
         Py_ssize_t dx_ahead)
 
 
-cdef inline RowSums chunk_row_sums(
-    Task* t, const real* x, const real* dy, Py_ssize_t start, Py_ssize_t n, RowMap m,
-    Py_ssize_t ahead,
+cdef inline void chunk_row_sums(
+    Task* t, Py_ssize_t index, const real* x, Py_ssize_t x_step, const real* dy,
+    Py_ssize_t dy_step, Py_ssize_t start, Py_ssize_t step, Py_ssize_t count, Py_ssize_t n,
+    Py_ssize_t ahead, RowMap* maps, RowSums* sums,
 ) noexcept nogil:
-    """Σh and Σ(h·x̂), with h = dy·gamma, of n elements of a row, whose parameters begin at
-    `start`."""
-    cdef RowSums sums
-    row_gradient_sums(
-        dy, x, t.stored, shifted(<const real*> t.gamma, start), n, <real> m.high, <real> m.rstd,
-        t.centred, ahead, &sums.h, &sums.hx,
-    )
+    """Σh and Σ(h·x̂), with h = dy·gamma, of n elements of TOGETHER rows, at most, and their maps.
+    Their parameters begin at `start`, and those of a row `step` elements after those of the row
+    before."""
+    cdef real h[FOLDED * TOGETHER]
+    cdef real hx[FOLDED * TOGETHER]
+    cdef double sums_h[TOGETHER]
+    cdef double sums_hx[TOGETHER]
+    cdef double norm[TOGETHER]
+    cdef double g[TOGETHER]
+    cdef Py_ssize_t k
+    memset(h, 0, sizeof(h))
+    memset(hx, 0, sizeof(hx))
+    load_lengths(t, index, count, norm, g)
+    for k in range(count):
+        maps[k] = loaded_map(t, index + k, norm + k, g + k)
+        row_gradient_sums(
+            element(dy, t.stored, k * dy_step), element(x, t.stored, k * x_step), t.stored,
+            shifted(<const real*> t.gamma, start + k * step), n, <real> maps[k].high,
+            <real> maps[k].rstd, t.centred, ahead, h + k, hx + k,
+        )
+    end_folds(hx, count, sums_hx)
     if t.centred:
-        sums.hx += m.shift * sums.h
-    return sums
+        end_folds(h, count, sums_h)
+    for k in range(count):
+        sums[k].h, sums[k].hx = 0, sums_hx[k]
+        if t.centred:
+            sums[k].h = sums_h[k]
+            sums[k].hx += maps[k].shift * sums[k].h
 
 
 cdef inline RowSums piece_sums(
     Task* t, Py_ssize_t index, Py_ssize_t piece, real* x_scratch, real* dy_scratch
 ) noexcept nogil:
     """Of a piece of a row, chunk by chunk in double."""
-    cdef RowMap m = kept_map(t, index)
+    cdef RowMap m
     cdef Py_ssize_t start = piece * PIECE, stop = start + piece_length(t, piece)
     cdef Py_ssize_t offset, length, stride
     cdef const real* x
@@ -74,7 +96,10 @@ cdef inline RowSums piece_sums(
         offset, length = index * t.n + start, min(stop - start, <Py_ssize_t> CHUNK)
         x = load_block(&t.x, offset, t.n, 1, length, x_scratch, &stride)
         dy = load_block(&t.dy, offset, t.n, 1, length, dy_scratch, &stride)
-        chunk = chunk_row_sums(t, x, dy, parameters_of(t, index) + start, length, m, 0)
+        chunk_row_sums(
+            t, index, x, length, dy, length, parameters_of(t, index) + start, 0, 1, length, 0,
+            &m, &chunk,
+        )
         total.h += chunk.h
         total.hx += chunk.hx
         start += length
@@ -258,21 +283,19 @@ cdef inline void backward_group(
     elements."""
     cdef RowSums sums[MAX_GROUP]
     cdef RowMap maps[MAX_GROUP]
-    cdef double norm[MAX_GROUP]
-    cdef double g[MAX_GROUP]
-    cdef Py_ssize_t offset = index * t.n, ahead = 0, k, together, x_stride, dy_stride, dx_stride
+    cdef Py_ssize_t offset = index * t.n, ahead = 0, k = 0, together, x_stride, dy_stride, dx_stride
     cdef const real* x = load_block(&t.x, offset, t.n, count, t.n, x_scratch, &x_stride)
     cdef const real* dy = load_block(&t.dy, offset, t.n, count, t.n, dy_scratch, &dy_stride)
     cdef real* dx = result_block(&t.y, offset, t.n, t.n, dx_scratch, &dx_stride)
-    if t.route != IN_CACHE and is_direct(t) and index + 2 * count <= t.rows:
-        ahead = count * t.n
-    load_lengths(t, index, count, norm, g)
-    for k in range(count):
-        maps[k] = loaded_map(t, index + k, norm + k, g + k)
-        sums[k] = chunk_row_sums(
-            t, element(x, t.stored, k * x_stride), element(dy, t.stored, k * dy_stride),
-            parameters_of(t, index + k), t.n, maps[k], ahead,
+    if t.route != IN_CACHE:
+        ahead = elements_ahead(t, index, count)
+    while k < count:
+        chunk_row_sums(
+            t, index + k, element(x, t.stored, k * x_stride), x_stride,
+            element(dy, t.stored, k * dy_stride), dy_stride, parameters_of(t, index) + k * step,
+            step, min(count - k, <Py_ssize_t> TOGETHER), t.n, ahead, maps + k, sums + k,
         )
+        k += TOGETHER
     keep_lengths(t, index, count, sums)
     k = 0
     while t.by_length and k < count:  # nothing is added up over rows

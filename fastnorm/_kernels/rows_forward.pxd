@@ -2,24 +2,27 @@
 x̂ = (x - mean)·rstd, or x·rstd, or x·g/‖x‖."""
 
 from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
 
 from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport BLOCKS_PER_THREAD, ceil_div, threads_for
-from fastnorm._kernels.memory cimport Writer, choose_route, flush, open_writer
-from fastnorm._kernels.memory cimport place_stored
-from fastnorm._kernels.moments cimport Moments, chunk_moments, merge, merge_chunk
-from fastnorm._kernels.moments cimport no_moments
+from fastnorm._kernels.memory cimport LINE, PAST_CACHE, Writer, at_line, choose_route, flush
+from fastnorm._kernels.memory cimport open_writer, place_stored
+from fastnorm._kernels.moments cimport Moments, merge, merge_chunk, no_moments
 from fastnorm._kernels.operands cimport Scratch, load_block, of_this_thread, release
 from fastnorm._kernels.operands cimport nth, result_block, store_block
-from fastnorm._kernels.rows cimport CHUNK, element, is_sixteen, own, row_affine, row_scale
-from fastnorm._kernels.rows cimport row_squares
+from fastnorm._kernels.rows cimport CHUNK, ask, element, is_sixteen, own, row_affine, row_moments
+from fastnorm._kernels.rows cimport row_scale, row_squares
 from fastnorm._kernels.rows_narrow cimport forward_narrow
 from fastnorm._kernels.rows_task cimport MAX_GROUP, NARROW, PIECE, RowMap, Task
-from fastnorm._kernels.rows_task cimport finish_statistics, goes_by_tiles, is_cut, is_direct
-from fastnorm._kernels.rows_task cimport parameters_of, piece_length, reserve_scratch
+from fastnorm._kernels.rows_task cimport elements_ahead, finish_statistics, goes_by_tiles, is_cut
+from fastnorm._kernels.rows_task cimport is_direct, parameters_of, piece_length, reserve_scratch
 from fastnorm._kernels.rows_task cimport row_map, rows_together, shifted
 from fastnorm._kernels.rows_turned cimport forward_side_by_side
 from fastnorm._pool cimport parallel_for
+
+cdef enum:
+    MANY_ROWS = 32              # which share parameters: worth a copy of these
 
 
 cdef inline void group_statistics(
@@ -28,17 +31,11 @@ cdef inline void group_statistics(
 ) noexcept nogil:
     """Of rows of a chunk at most."""
     cdef double m2[MAX_GROUP]
-    cdef Dtype stored = t.stored
-    cdef bint centred = t.centred, as_stored = is_sixteen(stored)
-    cdef Py_ssize_t k
-    for k in range(count):
-        if centred and not as_stored:  # where rows are short, it counts that the type is known
-            chunk_moments(x + k * stride, own(x), t.n, ahead, &mean[k], &m2[k])
-        elif centred:
-            chunk_moments(element(x, stored, k * stride), stored, t.n, ahead, &mean[k], &m2[k])
-        else:
-            mean[k] = 0
-            m2[k] = row_squares(element(x, stored, k * stride), stored, t.n, ahead)
+    if t.centred:
+        row_moments(x, t.stored, stride, count, t.n, ahead, mean, m2)
+    else:
+        memset(mean, 0, count * sizeof(double))
+        row_squares(x, t.stored, stride, count, t.n, ahead, m2)
     finish_statistics(t, index, count, mean, m2, rstd)
 
 
@@ -62,9 +59,11 @@ cdef inline Moments piece_moments(
 
 
 cdef inline void normalize(
-    Task* t, const real* x, real* y, Py_ssize_t start, Py_ssize_t n, RowMap m, Writer* writer
+    Task* t, const real* x, real* y, Py_ssize_t start, Py_ssize_t n, RowMap m, Writer* writer,
+    Py_ssize_t ahead,
 ) noexcept nogil:
-    """n elements of a row, whose parameters begin at `start`."""
+    """n elements of a row, whose parameters begin at `start`. x is asked for `ahead` elements
+    further on."""
     cdef const real* gamma = shifted(<const real*> t.gamma, start)
     cdef const real* beta = shifted(<const real*> t.beta, start)
     cdef Py_ssize_t i = 0, length, size = itemsize_of(t.stored)
@@ -72,6 +71,7 @@ cdef inline void normalize(
     while i < n:
         length = n - i
         target = place_stored(writer, <char*> y, size, &length)
+        ask(x, t.stored, length, ahead)
         if t.by_length:
             row_scale(x, t.stored, <real*> target, length, <real> m.rstd)
         elif is_sixteen(t.stored):
@@ -92,7 +92,9 @@ cdef inline void normalize(
 cdef inline void forward_rows(
     Task* t, Py_ssize_t index, Py_ssize_t last, real* x_scratch, real* y_scratch, Writer* writer
 ) noexcept nogil:
-    """Rows of a chunk at most, a group at a time."""
+    """Rows of a chunk at most, a group at a time. Beside streaming stores it is the map that asks
+    for the next group: sums would wait for memory, which then had nothing to do."""
+    cdef bint map_asks = t.route == PAST_CACHE
     cdef double mean[MAX_GROUP]
     cdef double rstd[MAX_GROUP]
     cdef Py_ssize_t k, offset, count, ahead, x_stride, y_stride, size = itemsize_of(t.stored)
@@ -101,15 +103,18 @@ cdef inline void forward_rows(
     while index < last:
         count = min(t.group, last - index)
         offset = index * t.n
-        ahead = count * t.n if is_direct(t) and index + 2 * count <= t.rows else 0
+        ahead = elements_ahead(t, index, count)
         x = load_block(&t.x, offset, t.n, count, t.n, x_scratch, &x_stride)
         y = result_block(&t.y, offset, t.n, t.n, y_scratch, &y_stride)
-        group_statistics(t, x, x_stride, index, count, ahead, mean, rstd)
+        group_statistics(
+            t, x, x_stride, index, count, 0 if map_asks else ahead, mean, rstd
+        )
         for k in range(count):
             normalize(
                 t, <const real*> (<const char*> x + k * x_stride * size),
                 <real*> (<char*> y + k * y_stride * size),
                 parameters_of(t, index + k), t.n, row_map(t, mean[k], rstd[k]), writer,
+                ahead if map_asks else 0,
             )
         store_block(&t.y, offset, t.n, count, t.n, y, y_stride, writer)
         index += count
@@ -128,7 +133,7 @@ cdef inline void normalize_long(
         offset = index * t.n + start
         x = load_block(&t.x, offset, t.n, 1, length, x_scratch, &stride)
         y = result_block(&t.y, offset, t.n, length, y_scratch, &stride)
-        normalize(t, x, y, parameters_of(t, index) + start, length, m, writer)
+        normalize(t, x, y, parameters_of(t, index) + start, length, m, writer, 0)
         store_block(&t.y, offset, t.n, 1, length, y, stride, writer)
         start += length
 
@@ -234,6 +239,35 @@ cdef inline bint forward_pieces(Task* t, int num_threads) noexcept nogil:
     return has_memory
 
 
+cdef inline const void* copied(
+    const void* parameter, Py_ssize_t num_bytes, char** to
+) noexcept nogil:
+    cdef char* copy = to[0]
+    if parameter == NULL:
+        return NULL
+    memcpy(copy, parameter, num_bytes)
+    to[0] = at_line(copy + num_bytes)
+    return copy
+
+
+cdef inline bint align_parameters(Task* t, void** memory) noexcept nogil:
+    """Those that many rows share are copied to where a line begins: a load from two lines takes
+    twice as long, and these are half of all loads. False: no memory."""
+    cdef Py_ssize_t num_bytes = t.n * itemsize_of(t.dtype)
+    cdef char* to
+    if t.gamma == NULL and t.beta == NULL or t.n < NARROW or t.n > CHUNK or (
+        t.rows < MANY_ROWS or t.period > 1
+    ):
+        return True
+    memory[0] = malloc(2 * (num_bytes + LINE))
+    if memory[0] == NULL:
+        return False
+    to = at_line(memory[0])
+    t.gamma = copied(t.gamma, num_bytes, &to)
+    t.beta = copied(t.beta, num_bytes, &to)
+    return True
+
+
 cdef inline bint run_forward(Task* t, int num_threads) noexcept nogil:
     """False: no memory, and nothing was written."""
     cdef Py_ssize_t num_bytes = t.rows * t.n * itemsize_of(t.x.dtype)
@@ -242,10 +276,12 @@ cdef inline bint run_forward(Task* t, int num_threads) noexcept nogil:
     t.rows_per_block = max(
         t.rows_per_block, min(rows_together(t), t.rows // (BLOCKS_PER_THREAD * team))
     )
-    cdef bint has_memory = reserve_scratch(t, team)
+    cdef void* parameters = NULL
+    cdef bint has_memory = reserve_scratch(t, team) and align_parameters(t, &parameters)
     if has_memory and is_cut(t, team):
         has_memory = forward_pieces(t, team)
     elif has_memory:
         parallel_for(forward_block, t, ceil_div(t.rows, t.rows_per_block), team)
     release(&t.scratch)
+    free(parameters)
     return has_memory

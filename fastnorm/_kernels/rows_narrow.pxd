@@ -7,7 +7,7 @@ tile[i, j] is element i of row j. Rows that are not there are zeros.
 from libc.string cimport memcpy, memset
 
 from fastnorm._kernels.arrays cimport real
-from fastnorm._kernels.memory cimport Writer, place
+from fastnorm._kernels.memory cimport Writer, at_line, place
 from fastnorm._kernels.moments cimport settle
 from fastnorm._kernels.operands cimport Operand, load_block, result_block, store_block, transpose
 from fastnorm._kernels.rows cimport standard
@@ -34,6 +34,7 @@ cdef extern from "lanes.h" nogil:
 
 cdef enum:
     TILE = 2048                 # NARROW·SIDE_BY_SIDE
+    PAD = 16                    # elements, for it to begin with a line
     FLUSH_TILES = 32            # whose parameter gradients are added up in the type of x
 
 
@@ -148,7 +149,8 @@ cdef inline void tile_affine(
 cdef inline void forward_narrow(
     Task* t, Py_ssize_t index, Py_ssize_t last, real* x_scratch, real* y_scratch, Writer* writer
 ) noexcept nogil:
-    cdef real tile[TILE]
+    cdef real memory[TILE + PAD]
+    cdef real* tile = <real*> at_line(memory)
     cdef real high[SIDE_BY_SIDE]
     cdef real scale[SIDE_BY_SIDE]
     cdef real shift[SIDE_BY_SIDE]
@@ -221,10 +223,11 @@ cdef inline void backward_narrow(
     Task* t, Py_ssize_t index, Py_ssize_t last, double* partial,
     real* x_scratch, real* y_scratch, Writer* writer,
 ) noexcept nogil:
-    cdef real x[TILE]
-    cdef real dy[TILE]
-    cdef real dgamma[TILE]
-    cdef real dbeta[TILE]
+    cdef real memory[4 * TILE + PAD]
+    cdef real* x = <real*> at_line(memory)
+    cdef real* dy = x + TILE
+    cdef real* dgamma = dy + TILE
+    cdef real* dbeta = dgamma + TILE
     cdef real high[SIDE_BY_SIDE]
     cdef real scale[SIDE_BY_SIDE]
     cdef real shift[SIDE_BY_SIDE]

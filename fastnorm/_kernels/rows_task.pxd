@@ -26,6 +26,7 @@ cdef enum:
     GROUP_BYTES = 16384         # and bytes of these: half of L1.
     LARGE_GROUP = 32            # Passes that compute much take more of them, to hide memory's
     LARGE_GROUP_BYTES = 65536   # pauses, and find them again in L2
+    AHEAD_BYTES = 16384         # further on, at least, memory is asked for
     NARROW = 64                 # shorter rows become columns,
     SIDE_BY_SIDE = 32           # so many of them,
     TILE_ROW_BYTES = 4096       # and so do longer ones that lie side by side,
@@ -90,6 +91,7 @@ cdef inline void set_view(
 ) noexcept nogil:
     t.dtype, t.centred, t.by_length = dtype, centred, False
     t.rows, t.n, t.period = rows, n, 1
+    t.gamma = t.beta = NULL
     t.pieces, t.stored = ceil_div(n, PIECE), dtype
     t.rows_per_block = rows_per_block(rows, n * itemsize_of(dtype))
 
@@ -174,6 +176,16 @@ cdef inline void set_rows(
     if takes_16_bits:
         use_as_stored(t)
     set_group(t)
+
+
+cdef inline Py_ssize_t elements_ahead(
+    Task* t, Py_ssize_t index, Py_ssize_t count
+) noexcept nogil:
+    """How much further on memory is asked for while `count` rows go through the passes: that of
+    the next ones, or further where these are done sooner than memory has it."""
+    if not is_direct(t) or index + 2 * count > t.rows:
+        return 0
+    return max(count * t.n, AHEAD_BYTES // itemsize_of(t.stored))
 
 
 cdef inline Py_ssize_t rows_together(Task* t) noexcept nogil:

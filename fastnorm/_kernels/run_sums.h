@@ -59,15 +59,62 @@ FASTNORM_ENTRY void FASTNORM_RUN(add_centred)(
     FASTNORM_RUN(add_centred_lanes)(x, n, centre, ahead, (lanes *)sums, (lanes *)squares);
 }
 
-FASTNORM_ENTRY void FASTNORM_RUN(centred_sums)(
-    const element *x, ptrdiff_t n, real centre, ptrdiff_t ahead, double *sum, double *squares)
+/* A mean of FASTNORM_GUESSED elements, eight at each of four places. n is at least as many. */
+FASTNORM_INLINE real FASTNORM_RUN(guess_centre)(const element *x, ptrdiff_t n)
+{
+    const element *a = x, *b = x + n / 4, *c = x + n / 2, *d = x + n - 8;
+    eight e[8 * sizeof(real) / sizeof(eight)];
+    quad q[8 * sizeof(real) / sizeof(quad)];
+    real last[4];
+    ptrdiff_t k;
+    EACH(k, EIGHTS) {
+        ptrdiff_t j = k * IN_EIGHT;
+        e[k] = (EIGHT_AT(a + j) + EIGHT_AT(b + j)) + (EIGHT_AT(c + j) + EIGHT_AT(d + j));
+    }
+    memcpy(q, e, sizeof q);
+    EACH(k, QUADS) q[k] += q[QUADS + k];
+    memcpy(last, q, sizeof last);
+    return ((last[0] + last[2]) + (last[1] + last[3])) / FASTNORM_GUESSED;
+}
+
+/* Of a very short row, its mean. */
+FASTNORM_INLINE real FASTNORM_RUN(first_centre)(const element *x, ptrdiff_t n)
+{
+    return n < FASTNORM_GUESSED ? (real)(FASTNORM_RUN(sum)(x, n) / n) : FASTNORM_RUN(guess_centre)(x, n);
+}
+
+/* Σ(x - centre) and Σ(x - centre)², but for the last step. */
+FASTNORM_ONCE void FASTNORM_RUN(centred_sums)(
+    const element *x, ptrdiff_t n, real centre, ptrdiff_t ahead, real *sums, real *squares)
 {
     lanes a = FASTNORM_NAME(no_lanes)(), b = a;
     if (n <= FASTNORM_SHORT)
         FASTNORM_RUN(add_short_centred)(x, n, centre, ahead, &a, &b);
     else
         FASTNORM_RUN(add_centred_lanes)(x, n, centre, ahead, &a, &b);
-    *sum = FASTNORM_NAME(fold_lanes)(a), *squares = FASTNORM_NAME(fold_lanes)(b);
+    FASTNORM_NAME(fold_partly)(a, sums), FASTNORM_NAME(fold_partly)(b, squares);
+}
+
+/* The mean of FASTNORM_TOGETHER rows, at most, and Σ(x - mean)². From one row to the next it is `step` elements. One sweep,
+   about a guess at the mean: what that is off by, squared, is part of the sum of squares. Where it is more than a standard
+   deviation, there is another sweep, about the mean. The next row's guess is made before this row is added up, which
+   would wait for its own. */
+FASTNORM_ONCE void FASTNORM_RUN(few_moments)(
+    const element *x, ptrdiff_t step, ptrdiff_t rows, ptrdiff_t n, ptrdiff_t ahead, double *mean, double *m2)
+{
+    real sums[FASTNORM_FOLDED * FASTNORM_TOGETHER] = {0}, squares[FASTNORM_FOLDED * FASTNORM_TOGETHER] = {0};
+    real centre[FASTNORM_TOGETHER] = {0};
+    unsigned off = ~0u;
+    ptrdiff_t k;
+    int sweep;
+    for (sweep = 0; off && sweep < 2; ++sweep) {
+        for (k = 0; k <= rows; ++k) {
+            if (k < rows && off >> k & 1) centre[k] = sweep ? (real)mean[k] : FASTNORM_RUN(first_centre)(x + k * step, n);
+            if (k > 0 && off >> (k - 1) & 1)
+                FASTNORM_RUN(centred_sums)(x + (k - 1) * step, n, centre[k - 1], ahead, sums + k - 1, squares + k - 1);
+        }
+        off = FASTNORM_NAME(end_moments)(sums, squares, centre, rows, n, mean, m2);
+    }
 }
 
 /* squares += x². Short sums are added to long ones: equal terms, such as those of a constant row, round the same way
@@ -104,11 +151,18 @@ FASTNORM_ENTRY void FASTNORM_RUN(add_squares)(const element *x, ptrdiff_t n, ptr
     FASTNORM_RUN(add_square_lanes)(x, n, ahead, (lanes *)squares);
 }
 
-FASTNORM_ENTRY double FASTNORM_RUN(sum_of_squares)(const element *x, ptrdiff_t n, ptrdiff_t ahead)
+/* Σx² of so many rows. */
+FASTNORM_ONCE void FASTNORM_RUN(few_squares)(
+    const element *x, ptrdiff_t step, ptrdiff_t rows, ptrdiff_t n, ptrdiff_t ahead, double *squares)
 {
-    lanes a = FASTNORM_NAME(no_lanes)();
-    FASTNORM_RUN(add_square_lanes)(x, n, ahead, &a);
-    return FASTNORM_NAME(fold_lanes)(a);
+    real folded[FASTNORM_FOLDED * FASTNORM_TOGETHER] = {0};
+    ptrdiff_t k;
+    for (k = 0; k < rows; ++k) {
+        lanes a = FASTNORM_NAME(no_lanes)();
+        FASTNORM_RUN(add_square_lanes)(x + k * step, n, ahead, &a);
+        FASTNORM_NAME(fold_partly)(a, folded + k);
+    }
+    FASTNORM_NAME(end_folds)(folded, rows, squares);
 }
 
 /* sums += h;  products += h·(x - centre)·inverse  with h = dy·gamma, or dy where there is no gamma. Not centred: the
@@ -169,31 +223,14 @@ FASTNORM_ENTRY void FASTNORM_RUN(add_gradients)(
 }
 
 /* Memory is asked for of dy alone: x is swept once more. */
-FASTNORM_ENTRY void FASTNORM_RUN(gradient_sums)(
+FASTNORM_ONCE void FASTNORM_RUN(gradient_sums)(
     const element *dy, const element *x, const real *gamma, ptrdiff_t n, real centre, real inverse, int centred,
-    ptrdiff_t ahead, double *sum, double *products)
+    ptrdiff_t ahead, real *sums, real *products)
 {
     lanes a = FASTNORM_NAME(no_lanes)(), b = a;
     FASTNORM_RUN(add_gradient_lanes)(dy, x, gamma, n, centre, inverse, centred, ahead, 0, &a, &b);
-    *sum = centred ? FASTNORM_NAME(fold_lanes)(a) : 0, *products = FASTNORM_NAME(fold_lanes)(b);
-}
-
-/* A mean of FASTNORM_GUESSED elements, eight at each of four places. n is at least as many. */
-FASTNORM_ENTRY real FASTNORM_RUN(guess_centre)(const element *x, ptrdiff_t n)
-{
-    const element *a = x, *b = x + n / 4, *c = x + n / 2, *d = x + n - 8;
-    eight e[8 * sizeof(real) / sizeof(eight)];
-    quad q[8 * sizeof(real) / sizeof(quad)];
-    real last[4];
-    ptrdiff_t k;
-    EACH(k, EIGHTS) {
-        ptrdiff_t j = k * IN_EIGHT;
-        e[k] = (EIGHT_AT(a + j) + EIGHT_AT(b + j)) + (EIGHT_AT(c + j) + EIGHT_AT(d + j));
-    }
-    memcpy(q, e, sizeof q);
-    EACH(k, QUADS) q[k] += q[QUADS + k];
-    memcpy(last, q, sizeof last);
-    return ((last[0] + last[2]) + (last[1] + last[3])) / FASTNORM_GUESSED;
+    if (centred) FASTNORM_NAME(fold_partly)(a, sums);
+    FASTNORM_NAME(fold_partly)(b, products);
 }
 
 #undef element

@@ -10,24 +10,23 @@ cdef extern from "convert.h" nogil:
 
 cdef extern from "lanes.h" nogil:
     double sum "fastnorm_sum_sixteen"(bint is_half, const uint16_t* x, Py_ssize_t n)
-    float guess_centre "fastnorm_guess_centre_sixteen"(
-        bint is_half, const uint16_t* x, Py_ssize_t n)
     void add_centred "fastnorm_add_centred_sixteen"(
         bint is_half, const uint16_t* x, Py_ssize_t n, float centre, Py_ssize_t ahead, float* sums,
         float* squares)
-    void centred_sums "fastnorm_centred_sums_sixteen"(
-        bint is_half, const uint16_t* x, Py_ssize_t n, float centre, Py_ssize_t ahead,
-        double* sum, double* squares)
+    void few_moments "fastnorm_few_moments_sixteen"(
+        bint is_half, const uint16_t* x, Py_ssize_t step, Py_ssize_t rows, Py_ssize_t n,
+        Py_ssize_t ahead, double* mean, double* m2)
     void add_squares "fastnorm_add_squares_sixteen"(
         bint is_half, const uint16_t* x, Py_ssize_t n, Py_ssize_t ahead, float* squares)
-    double sum_of_squares "fastnorm_sum_of_squares_sixteen"(
-        bint is_half, const uint16_t* x, Py_ssize_t n, Py_ssize_t ahead)
+    void few_squares "fastnorm_few_squares_sixteen"(
+        bint is_half, const uint16_t* x, Py_ssize_t step, Py_ssize_t rows, Py_ssize_t n,
+        Py_ssize_t ahead, double* squares)
     void add_gradients "fastnorm_add_gradients_sixteen"(
         bint is_half, const uint16_t* dy, const uint16_t* x, Py_ssize_t n, float centre,
         float inverse, bint centred, Py_ssize_t ahead, float* sums, float* products)
     void gradient_sums "fastnorm_gradient_sums_sixteen"(
         bint is_half, const uint16_t* dy, const uint16_t* x, const float* gamma, Py_ssize_t n,
-        float centre, float inverse, bint centred, Py_ssize_t ahead, double* sum, double* products)
+        float centre, float inverse, bint centred, Py_ssize_t ahead, float* sums, float* products)
 
 cdef extern from "maps.h" nogil:
     ctypedef struct Numbers "fastnorm_numbers":

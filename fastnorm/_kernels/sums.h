@@ -43,8 +43,9 @@ FASTNORM_INLINE void FASTNORM_NAME(add_lanes)(lanes *to, const lanes *more)
     to->rest += more->rest;
 }
 
-/* A tree: halves are added until four lanes are left, which end in double. */
-FASTNORM_INLINE double FASTNORM_NAME(fold_lanes)(lanes a)
+/* A tree: halves are added until four lanes are left, which end in double, and the rest. Of FASTNORM_TOGETHER rows these
+   FASTNORM_FOLDED numbers are kept side by side, so that what follows is done to all of the rows at once. */
+FASTNORM_INLINE void FASTNORM_NAME(fold_partly)(lanes a, real *folded)
 {
     ptrdiff_t k, half;
     eight e[16 * sizeof(real) / sizeof(eight)];
@@ -62,7 +63,48 @@ FASTNORM_INLINE double FASTNORM_NAME(fold_lanes)(lanes a)
     memcpy(q, e, sizeof q);
     EACH(k, QUADS) q[k] += q[QUADS + k];
     memcpy(last, q, sizeof last);
-    return (((double)last[0] + last[2]) + ((double)last[1] + last[3])) + a.rest;
+    for (k = 0; k < 4; ++k) folded[k * FASTNORM_TOGETHER] = last[k];
+    folded[4 * FASTNORM_TOGETHER] = a.rest;
+}
+
+FASTNORM_INLINE double FASTNORM_NAME(end_fold)(const real *folded)
+{
+    const real *a = folded, *b = a + FASTNORM_TOGETHER, *c = b + FASTNORM_TOGETHER, *d = c + FASTNORM_TOGETHER;
+    return (((double)*a + *c) + ((double)*b + *d)) + d[FASTNORM_TOGETHER];
+}
+
+FASTNORM_ONCE void FASTNORM_NAME(end_folds)(const real *folded, ptrdiff_t rows, double *sums)
+{
+    double all[FASTNORM_TOGETHER];
+    ptrdiff_t k;
+    for (k = 0; k < FASTNORM_TOGETHER; ++k) all[k] = FASTNORM_NAME(end_fold)(folded + k);
+    memcpy(sums, all, rows * sizeof *all);
+}
+
+/* The mean of each row and Σ(x - mean)² from folded Σ(x - centre) and Σ(x - centre)². Returns a set: bit k says that the
+   centre of row k is more than a standard deviation from its mean. */
+FASTNORM_ONCE unsigned FASTNORM_NAME(end_moments)(
+    const real *sums, const real *squares, const real *centre, ptrdiff_t rows, ptrdiff_t n, double *mean, double *m2)
+{
+    double all[FASTNORM_TOGETHER], m[FASTNORM_TOGETHER], far[FASTNORM_TOGETHER];
+    unsigned off = 0;
+    ptrdiff_t k;
+    for (k = 0; k < FASTNORM_TOGETHER; ++k) {
+        const double total = FASTNORM_NAME(end_fold)(sums + k);
+        m[k] = FASTNORM_NAME(end_fold)(squares + k);
+        far[k] = fastnorm_how_far_off(total, m[k], n);
+        fastnorm_settle(centre[k], total, n, all + k, m + k);
+    }
+    for (k = 0; k < rows; ++k) off |= (unsigned)(far[k] > 0) << k;
+    memcpy(mean, all, rows * sizeof *all), memcpy(m2, m, rows * sizeof *m);
+    return off;
+}
+
+FASTNORM_INLINE double FASTNORM_NAME(fold_lanes)(lanes a)
+{
+    real folded[FASTNORM_FOLDED * FASTNORM_TOGETHER];
+    FASTNORM_NAME(fold_partly)(a, folded);
+    return FASTNORM_NAME(end_fold)(folded);
 }
 
 FASTNORM_INLINE double FASTNORM_NAME(fold)(const real *a)

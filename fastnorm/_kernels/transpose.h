@@ -7,6 +7,8 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "memory.h"
+
 #if (defined(__clang__) || __GNUC__ >= 12) && defined(__AVX512F__)
 #define FASTNORM_TRANSPOSED_LANES 4
 #elif (defined(__clang__) || __GNUC__ >= 12) && defined(__AVX__)
@@ -76,6 +78,20 @@ static inline void fastnorm_transpose_four_float(const float *from, ptrdiff_t st
     memcpy(to, &a, sizeof a), memcpy(to + to_step, &b, sizeof b);
     memcpy(to + 2 * to_step, &c, sizeof c), memcpy(to + 3 * to_step, &d, sizeof d);
 }
+
+/* Of four rows: what is left of rows that do not fill vectors. */
+static inline void fastnorm_transpose_square_float(const float *from, ptrdiff_t step, float *to, ptrdiff_t to_step)
+{
+    fastnorm_lane a = fastnorm_lane_at(from), b = fastnorm_lane_at(from + step);
+    fastnorm_lane c = fastnorm_lane_at(from + 2 * step), d = fastnorm_lane_at(from + 3 * step);
+    fastnorm_lane low = __builtin_shufflevector(a, b, 0, 4, 1, 5), high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    fastnorm_lane other_low = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+    fastnorm_lane other_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    a = __builtin_shufflevector(low, other_low, 0, 1, 4, 5), b = __builtin_shufflevector(low, other_low, 2, 3, 6, 7);
+    c = __builtin_shufflevector(high, other_high, 0, 1, 4, 5), d = __builtin_shufflevector(high, other_high, 2, 3, 6, 7);
+    memcpy(to, &a, sizeof a), memcpy(to + to_step, &b, sizeof b);
+    memcpy(to + 2 * to_step, &c, sizeof c), memcpy(to + 3 * to_step, &d, sizeof d);
+}
 #else
 enum { FASTNORM_TRANSPOSED_FLOAT = 4 };
 
@@ -85,6 +101,7 @@ static inline void fastnorm_transpose_four_float(const float *from, ptrdiff_t st
     for (j = 0; j < 4; ++j)
         for (i = 0; i < 4; ++i) to[j * to_step + i] = from[i * step + j];
 }
+#define fastnorm_transpose_square_float fastnorm_transpose_four_float
 #endif
 
 enum { FASTNORM_TRANSPOSED_DOUBLE = 4 };
@@ -97,7 +114,7 @@ static inline void fastnorm_transpose_four_double(const double *from, ptrdiff_t 
 }
 
 #define FASTNORM_TRANSPOSE(real, ROWS)                                                                               \
-    static inline void fastnorm_transpose_##real(                                                                    \
+    FASTNORM_ONCE void fastnorm_transpose_##real(                                                                    \
         const real *from, ptrdiff_t step, ptrdiff_t rows, ptrdiff_t columns, real *to, ptrdiff_t to_step)            \
     {                                                                                                                \
         ptrdiff_t i = 0, j, k;                                                                                       \
@@ -107,9 +124,17 @@ static inline void fastnorm_transpose_four_double(const double *from, ptrdiff_t 
             for (; j < columns; ++j)                                                                                 \
                 for (k = i; k < i + ROWS; ++k) to[j * to_step + k] = from[k * step + j];                             \
         }                                                                                                            \
+        for (; i + 4 <= rows; i += 4) {                                                                              \
+            for (j = 0; j + 4 <= columns; j += 4)                                                                    \
+                fastnorm_transpose_square_##real(from + i * step + j, step, to + j * to_step + i, to_step);          \
+            for (; j < columns; ++j)                                                                                 \
+                for (k = i; k < i + 4; ++k) to[j * to_step + k] = from[k * step + j];                                \
+        }                                                                                                            \
         for (; i < rows; ++i)                                                                                        \
             for (j = 0; j < columns; ++j) to[j * to_step + i] = from[i * step + j];                                  \
     }
+
+#define fastnorm_transpose_square_double fastnorm_transpose_four_double
 
 FASTNORM_TRANSPOSE(float, FASTNORM_TRANSPOSED_FLOAT)
 FASTNORM_TRANSPOSE(double, FASTNORM_TRANSPOSED_DOUBLE)

@@ -113,8 +113,8 @@ cdef int run_rows(
     set_view(t, working_dtype(v), False, rows, n)
     t.by_length, t.eps = True, 0
     set_rows(t, v, dy, result, True)
-    t.gamma = t.beta = t.mean = t.rstd = NULL
     t.g, t.norm = vector_of(g), vector_of(norm)
+    t.mean = t.rstd = NULL
     t.dgamma = t.dbeta = vector_of(None)
     with nogil:
         if t.dy.data == NULL:
