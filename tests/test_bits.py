@@ -38,6 +38,9 @@ LARGE = [
     (BATCH_NORM, Case("channels-first 8x67x39x39", (8, 67, 39, 39))),
     (BATCH_NORM, Case("channels-first 129x67x7x7", (129, 67, 7, 7))),
     (BATCH_NORM, Case("channels-last 8x39x39x67", (8, 39, 39, 67), {"axis": -1})),
+    # Maps that take several runs, of 4 MiB, the last of them first.
+    (BATCH_NORM, Case("channels-last 5x83x83x67", (5, 83, 83, 67), {"axis": -1})),
+    (BATCH_NORM, Case("channels-first 5x3x397x391", (5, 3, 397, 391))),
     (GROUP_NORM, Case("channels-first 8x66x39x39", (8, 66, 39, 39), {"num_groups": 6})),
     (GROUP_NORM, Case("one group 1x66x101x101", (1, 66, 101, 101), {"num_groups": 1})),
     (GROUP_NORM, Case("channels-first 129x66x7x7", (129, 66, 7, 7), {"num_groups": 6})),

@@ -30,6 +30,7 @@ from fastnorm._kernels.channels_task cimport mapped_view, plan_whole_tiles, rang
 from fastnorm._kernels.channels_task cimport range_width, read_tile
 from fastnorm._kernels.columns cimport STRIP
 from fastnorm._kernels.memory cimport IN_CACHE, LINE, at_line, bytes_ahead, choose_route
+from fastnorm._kernels.memory cimport last_first
 from fastnorm._kernels.operands cimport BLOCK, Scratch, nth, of_this_thread, release, reserve
 from fastnorm._pool cimport parallel_for
 
@@ -256,7 +257,13 @@ cdef inline void map_block(void* task, Py_ssize_t index) noexcept nogil:
     cdef Channels copies[2]
     cdef Channels* t = <Channels*> task
     cdef Grid* grid = &t.map_grid
-    cdef Py_ssize_t tile = index % grid.tiles
+    cdef Py_ssize_t tile
+    if t.route != IN_CACHE and t.reduction != NO_REDUCTION:
+        index = last_first(
+            index, t.batch * grid.ranges * grid.tiles,
+            t.batch * t.n * t.c * t.s * itemsize_of(t.x.dtype),
+        )
+    tile = index % grid.tiles
     index //= grid.tiles
     t = at_sample(t, index // grid.ranges, copies)
     map_tile(t, block_at(t, grid, index % grid.ranges, tile))

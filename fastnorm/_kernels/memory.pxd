@@ -34,6 +34,7 @@ cdef enum:
     ASKED_BYTES = 1024              # of a result at a time,
     ASKED_AHEAD = 2048              # and how much further on
     A_FEW = 8                       # threads that leave some of a server's bandwidth
+    RUN_AT_ONCE = 4194304           # bytes that a second sweep takes in the order of memory
 
 
 cdef enum Route:
@@ -61,6 +62,17 @@ cdef inline Py_ssize_t bytes_ahead(Route route, Py_ssize_t num_bytes) noexcept n
     if route == THROUGH_CACHE:
         return AHEAD
     return FAR_AHEAD if num_bytes >= last_cache_bytes() else 0
+
+
+cdef inline Py_ssize_t last_first(
+    Py_ssize_t index, Py_ssize_t blocks, Py_ssize_t num_bytes
+) noexcept nogil:
+    """Which block of so many bytes in all a second sweep takes in this one's turn: what the first
+    sweep, of a large call, has read last is in the cache still. Runs of blocks change places, long
+    enough for it not to count that each begins anew."""
+    cdef Py_ssize_t run = max(RUN_AT_ONCE * blocks // num_bytes, <Py_ssize_t> 1)
+    cdef Py_ssize_t first = index // run * run
+    return max(blocks - first - run, <Py_ssize_t> 0) + index - first
 
 
 cdef struct Writer:
