@@ -140,22 +140,17 @@ cdef inline void row_moments(
     const real* x, Dtype stored, Py_ssize_t step, Py_ssize_t rows, Py_ssize_t n,
     Py_ssize_t ahead, double* mean, double* m2,
 ) noexcept nogil:
-    """The mean of rows of a chunk at most, and Σ(x - mean)². From one to the next it is `step`
-    elements."""
-    cdef Py_ssize_t k = 0, some
-    while k < rows:
-        some = min(rows - k, <Py_ssize_t> TOGETHER)
-        if real is float:
-            if is_sixteen(stored):
-                sixteen.few_moments(
-                    stored == FLOAT16, <const uint16_t*> element(x, stored, k * step), step, some,
-                    n, ahead, mean + k, m2 + k,
-                )
-            else:
-                few_moments_float(x + k * step, step, some, n, ahead, mean + k, m2 + k)
+    """The mean of TOGETHER rows, at most, of a chunk at most, and Σ(x - mean)². From one to the
+    next it is `step` elements."""
+    if real is float:
+        if is_sixteen(stored):
+            sixteen.few_moments(
+                stored == FLOAT16, <const uint16_t*> x, step, rows, n, ahead, mean, m2
+            )
         else:
-            few_moments_double(x + k * step, step, some, n, ahead, mean + k, m2 + k)
-        k += some
+            few_moments_float(x, step, rows, n, ahead, mean, m2)
+    else:
+        few_moments_double(x, step, rows, n, ahead, mean, m2)
 
 
 cdef inline void add_squares(
@@ -175,21 +170,16 @@ cdef inline void row_squares(
     const real* x, Dtype stored, Py_ssize_t step, Py_ssize_t rows, Py_ssize_t n,
     Py_ssize_t ahead, double* squares,
 ) noexcept nogil:
-    """Σx² of each"""
-    cdef Py_ssize_t k = 0, some
-    while k < rows:
-        some = min(rows - k, <Py_ssize_t> TOGETHER)
-        if real is float:
-            if is_sixteen(stored):
-                sixteen.few_squares(
-                    stored == FLOAT16, <const uint16_t*> element(x, stored, k * step), step, some,
-                    n, ahead, squares + k,
-                )
-            else:
-                few_squares_float(x + k * step, step, some, n, ahead, squares + k)
+    """Σx² of each, likewise"""
+    if real is float:
+        if is_sixteen(stored):
+            sixteen.few_squares(
+                stored == FLOAT16, <const uint16_t*> x, step, rows, n, ahead, squares
+            )
         else:
-            few_squares_double(x + k * step, step, some, n, ahead, squares + k)
-        k += some
+            few_squares_float(x, step, rows, n, ahead, squares)
+    else:
+        few_squares_double(x, step, rows, n, ahead, squares)
 
 
 cdef inline void add_gradient_sums(

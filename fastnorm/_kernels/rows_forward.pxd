@@ -11,8 +11,8 @@ from fastnorm._kernels.memory cimport open_writer, place_stored
 from fastnorm._kernels.moments cimport Moments, merge, merge_chunk, no_moments
 from fastnorm._kernels.operands cimport Scratch, load_block, of_this_thread, release
 from fastnorm._kernels.operands cimport nth, result_block, store_block
-from fastnorm._kernels.rows cimport CHUNK, ask, element, is_sixteen, own, row_affine, row_moments
-from fastnorm._kernels.rows cimport row_scale, row_squares
+from fastnorm._kernels.rows cimport CHUNK, TOGETHER, ask, element, is_sixteen, own, row_affine
+from fastnorm._kernels.rows cimport row_moments, row_scale, row_squares
 from fastnorm._kernels.rows_narrow cimport forward_narrow
 from fastnorm._kernels.rows_task cimport MAX_GROUP, NARROW, PIECE, RowMap, Task
 from fastnorm._kernels.rows_task cimport elements_ahead, finish_statistics, goes_by_tiles, is_cut
@@ -31,11 +31,16 @@ cdef inline void group_statistics(
 ) noexcept nogil:
     """Of rows of a chunk at most."""
     cdef double m2[MAX_GROUP]
-    if t.centred:
-        row_moments(x, t.stored, stride, count, t.n, ahead, mean, m2)
-    else:
-        memset(mean, 0, count * sizeof(double))
-        row_squares(x, t.stored, stride, count, t.n, ahead, m2)
+    cdef Py_ssize_t k = 0, some
+    cdef const real* row
+    memset(mean, 0, count * sizeof(double))
+    while k < count:
+        row, some = element(x, t.stored, k * stride), min(count - k, <Py_ssize_t> TOGETHER)
+        if t.centred:
+            row_moments(row, t.stored, stride, some, t.n, ahead, mean + k, m2 + k)
+        else:
+            row_squares(row, t.stored, stride, some, t.n, ahead, m2 + k)
+        k += some
     finish_statistics(t, index, count, mean, m2, rstd)
 
 

@@ -66,17 +66,24 @@ static inline fastnorm_lanes_of_rows fastnorm_every_fourth_row(const float *from
 #endif
 }
 
+/* Of rows a, b, c and d the columns, lane by lane, to `to`. */
+#define FASTNORM_IN_LANE(x, y, p, q, r, s) __builtin_shufflevector(x, y, p, q, r, s)
+#define FASTNORM_STORE_TURNED(rows, IN)                                                 \
+    do {                                                                                \
+        rows low = IN(a, b, 0, 4, 1, 5), high = IN(a, b, 2, 6, 3, 7);                   \
+        rows other_low = IN(c, d, 0, 4, 1, 5), other_high = IN(c, d, 2, 6, 3, 7);       \
+        a = IN(low, other_low, 0, 1, 4, 5), b = IN(low, other_low, 2, 3, 6, 7);         \
+        c = IN(high, other_high, 0, 1, 4, 5), d = IN(high, other_high, 2, 3, 6, 7);     \
+        memcpy(to, &a, sizeof a), memcpy(to + to_step, &b, sizeof b);                   \
+        memcpy(to + 2 * to_step, &c, sizeof c), memcpy(to + 3 * to_step, &d, sizeof d); \
+    } while (0)
+
 static inline void fastnorm_transpose_four_float(const float *from, ptrdiff_t step, float *to, ptrdiff_t to_step)
 {
     typedef fastnorm_lanes_of_rows rows;
     rows a = fastnorm_every_fourth_row(from, step), b = fastnorm_every_fourth_row(from + step, step);
     rows c = fastnorm_every_fourth_row(from + 2 * step, step), d = fastnorm_every_fourth_row(from + 3 * step, step);
-    rows low = FASTNORM_IN_LANES(a, b, 0, 4, 1, 5), high = FASTNORM_IN_LANES(a, b, 2, 6, 3, 7);
-    rows other_low = FASTNORM_IN_LANES(c, d, 0, 4, 1, 5), other_high = FASTNORM_IN_LANES(c, d, 2, 6, 3, 7);
-    a = FASTNORM_IN_LANES(low, other_low, 0, 1, 4, 5), b = FASTNORM_IN_LANES(low, other_low, 2, 3, 6, 7);
-    c = FASTNORM_IN_LANES(high, other_high, 0, 1, 4, 5), d = FASTNORM_IN_LANES(high, other_high, 2, 3, 6, 7);
-    memcpy(to, &a, sizeof a), memcpy(to + to_step, &b, sizeof b);
-    memcpy(to + 2 * to_step, &c, sizeof c), memcpy(to + 3 * to_step, &d, sizeof d);
+    FASTNORM_STORE_TURNED(rows, FASTNORM_IN_LANES);
 }
 
 /* Of four rows: what is left of rows that do not fill vectors. */
@@ -84,13 +91,7 @@ static inline void fastnorm_transpose_square_float(const float *from, ptrdiff_t 
 {
     fastnorm_lane a = fastnorm_lane_at(from), b = fastnorm_lane_at(from + step);
     fastnorm_lane c = fastnorm_lane_at(from + 2 * step), d = fastnorm_lane_at(from + 3 * step);
-    fastnorm_lane low = __builtin_shufflevector(a, b, 0, 4, 1, 5), high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-    fastnorm_lane other_low = __builtin_shufflevector(c, d, 0, 4, 1, 5);
-    fastnorm_lane other_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-    a = __builtin_shufflevector(low, other_low, 0, 1, 4, 5), b = __builtin_shufflevector(low, other_low, 2, 3, 6, 7);
-    c = __builtin_shufflevector(high, other_high, 0, 1, 4, 5), d = __builtin_shufflevector(high, other_high, 2, 3, 6, 7);
-    memcpy(to, &a, sizeof a), memcpy(to + to_step, &b, sizeof b);
-    memcpy(to + 2 * to_step, &c, sizeof c), memcpy(to + 3 * to_step, &d, sizeof d);
+    FASTNORM_STORE_TURNED(fastnorm_lane, FASTNORM_IN_LANE);
 }
 #else
 enum { FASTNORM_TRANSPOSED_FLOAT = 4 };
