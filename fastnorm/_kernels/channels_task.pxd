@@ -18,7 +18,7 @@ cdef enum:
     MIN_RUN = 16                # elements: shorter planes are mapped as columns
     MIN_COLUMNS = 64            # narrower rows are taken several at a time
     WIDE_COLUMNS = 512          # as wide as that where there are MANY_ROWS
-    MANY_ROWS = 4096
+    MANY_ROWS = 768
     TILE_BYTES = 4096           # of a row in a tile of columns
     CACHED_BYTES = 524288       # of a tile that a block finds again in cache
     MAX_TILE = 16               # channels in a tile of planes

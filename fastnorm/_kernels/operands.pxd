@@ -337,37 +337,43 @@ cdef inline Py_ssize_t scratch_stride(
     return n if is_one_run(o, step, n) else padded(n)
 
 
+cdef inline void read_rows(
+    const Operand* o, Py_ssize_t index, Py_ssize_t step, Py_ssize_t rows, Py_ssize_t n,
+    Py_ssize_t ahead, real* scratch, Py_ssize_t stride,
+) noexcept nogil:
+    cdef Py_ssize_t i = 0, count, run, apart = 0, last = o.stride[o.axes - 1]
+    cdef char* p
+    if is_one_run(o, step, n):
+        rows, n = 1, rows * n
+    while i < rows and o.axes == 1:
+        p = o.data + (index + i * step) * last
+        read_run(o.dtype, p, last, n, ahead, scratch + i * stride)
+        i += 1
+    while i < rows:
+        p = address(o, index + i * step, &run)
+        if run < n:
+            read_elements(o, index + i * step, n, scratch + i * stride)
+            count = 1
+        else:
+            count = adjacent_rows(o, index + i * step, step, rows - i, &apart)
+            if count > 1:
+                read_turned(o, p, apart, count, n, scratch + i * stride, stride)
+            else:
+                read_run(o.dtype, p, last, n, ahead, scratch + i * stride)
+        i += count
+
+
 cdef inline const real* load_rows(
     const Operand* o, Py_ssize_t index, Py_ssize_t step, Py_ssize_t rows, Py_ssize_t n,
     Py_ssize_t ahead, real* scratch, Py_ssize_t* stride,
 ) noexcept nogil:
     """The block, and how many elements its rows are apart where it is now. The next one is expected
     `ahead` bytes further on."""
-    cdef Py_ssize_t i = 0, count, run, apart = 0, last
-    cdef char* p
     if o.direct:
         stride[0] = step
         return <const real*> (o.data + index * itemsize_of(o.dtype))
-    last = o.stride[o.axes - 1]
     stride[0] = scratch_stride(o, step, n)
-    if is_one_run(o, step, n):
-        rows, n = 1, rows * n
-    while i < rows and o.axes == 1:
-        p = o.data + (index + i * step) * last
-        read_run(o.dtype, p, last, n, ahead, scratch + i * stride[0])
-        i += 1
-    while i < rows:
-        p = address(o, index + i * step, &run)
-        if run < n:
-            read_elements(o, index + i * step, n, scratch + i * stride[0])
-            count = 1
-        else:
-            count = adjacent_rows(o, index + i * step, step, rows - i, &apart)
-            if count > 1:
-                read_turned(o, p, apart, count, n, scratch + i * stride[0], stride[0])
-            else:
-                read_run(o.dtype, p, last, n, ahead, scratch + i * stride[0])
-        i += count
+    read_rows(o, index, step, rows, n, ahead, scratch, stride[0])
     return scratch
 
 
@@ -391,16 +397,12 @@ cdef inline real* result_block(
     return scratch
 
 
-cdef inline void store_block(
+cdef inline void write_rows(
     const Operand* o, Py_ssize_t index, Py_ssize_t step, Py_ssize_t rows, Py_ssize_t n,
     const real* values, Py_ssize_t stride, Writer* writer,
 ) noexcept nogil:
-    """The writer must be flushed after the last block."""
-    cdef Py_ssize_t i = 0, count, run, apart = 0, last
+    cdef Py_ssize_t i = 0, count, run, apart = 0, last = o.stride[o.axes - 1]
     cdef char* p
-    if o.direct:
-        return
-    last = o.stride[o.axes - 1]
     if is_one_run(o, step, n):
         rows, n = 1, rows * n
     while i < rows and o.axes == 1:
@@ -417,3 +419,12 @@ cdef inline void store_block(
         else:
             write_elements(o, index + i * step, n, values + i * stride, writer)
         i += count
+
+
+cdef inline void store_block(
+    const Operand* o, Py_ssize_t index, Py_ssize_t step, Py_ssize_t rows, Py_ssize_t n,
+    const real* values, Py_ssize_t stride, Writer* writer,
+) noexcept nogil:
+    """The writer must be flushed after the last block."""
+    if not o.direct:
+        write_rows(o, index, step, rows, n, values, stride, writer)
