@@ -22,12 +22,12 @@ from libc.string cimport memset
 from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
 from fastnorm._kernels.blocks cimport ceil_div, threads_for
 from fastnorm._kernels.channels_columns cimport map_columns, reduce_columns
-from fastnorm._kernels.channels_planes cimport map_planes, reduce_planes, reduce_rows
+from fastnorm._kernels.channels_planes cimport are_rows, map_planes, reduce_planes, reduce_rows
 from fastnorm._kernels.channels_task cimport COEFFICIENTS, FEW, GRADIENT_SUMS, MAX_TILE
 from fastnorm._kernels.channels_task cimport MIN_RUN, MOMENTS, NO_MAP, NO_REDUCTION, Block, Channels
 from fastnorm._kernels.channels_task cimport Grid, Tile, at_sample, block_at, is_read_whole
 from fastnorm._kernels.channels_task cimport mapped_view, plan_whole_tiles, range_count
-from fastnorm._kernels.channels_task cimport range_width, read_tile
+from fastnorm._kernels.channels_task cimport range_width, read_tile, widen_tiles
 from fastnorm._kernels.columns cimport STRIP
 from fastnorm._kernels.memory cimport IN_CACHE, LINE, at_line, bytes_ahead, choose_route
 from fastnorm._kernels.memory cimport last_first
@@ -133,7 +133,7 @@ cdef inline void reduce_typed(
     if t.planes:
         while b.first_channel < last:
             b.last_channel = min(b.first_channel + MAX_TILE, last)
-            if t.units == 1 and (t.reduction == MOMENTS or t.reduction == GRADIENT_SUMS):
+            if are_rows(t):
                 reduce_rows(t, b, x_scratch, dy_scratch)
             else:
                 reduce_planes(t, b, x_scratch, dy_scratch)
@@ -286,6 +286,8 @@ cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
         # A block that maps its columns too loses more in cache than it gains: processors fetch the
         # lines beside its own ahead, which another thread may be writing.
         t.whole_tiles = False
+        if team == 1:
+            widen_tiles(t)
     t.ahead = 0
     if t.direct and t.route != IN_CACHE:
         if t.planes and t.n == 1 and t.whole_tiles:

@@ -6,9 +6,9 @@ from fastnorm._kernels.arrays cimport itemsize_of, real
 from fastnorm._kernels.channels_task cimport CENTRE, CENTRED_SUMS, GRADIENT, GRADIENT_SUMS
 from fastnorm._kernels.channels_task cimport INVERSE, MAX_TILE, MOMENTS, PIECE, SCALE, SCALE_SHIFT
 from fastnorm._kernels.channels_task cimport SHIFT, SLOPE, SQUARES, Block, Channels
-from fastnorm._kernels.memory cimport PAST_CACHE, Writer, flush, open_writer
+from fastnorm._kernels.memory cimport IN_CACHE, PAST_CACHE, Writer, flush, open_writer
 from fastnorm._kernels.memory cimport place_stored, prefetch
-from fastnorm._kernels.moments cimport Moments, merge_centred, no_moments
+from fastnorm._kernels.moments cimport Moments, merge_centred, merge_chunk, no_moments
 from fastnorm._kernels.operands cimport SCRATCH_ROWS, load_block, result_block, store_block
 from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, FOLDED, TOGETHER, add_centred_sums
 from fastnorm._kernels.rows cimport add_gradient_sums, add_squares, clear, element, end_folds
@@ -108,9 +108,9 @@ cdef inline void reduce_planes(
 
 cdef inline void row_gradient_numbers(
     Channels* t, const real* x, Py_ssize_t stride, const real* dy, Py_ssize_t dy_stride,
-    Py_ssize_t channel, Py_ssize_t count, double* first, double* second,
+    Py_ssize_t channel, Py_ssize_t count, Py_ssize_t n, double* first, double* second,
 ) noexcept nogil:
-    """Σdy and Σdy·x̂ of channels of one piece each: TOGETHER, at most."""
+    """Σdy and Σdy·x̂ of n elements of some channels: TOGETHER, at most."""
     cdef real sums[FOLDED * TOGETHER]
     cdef real products[FOLDED * TOGETHER]
     cdef const real* coefficients = <const real*> t.coefficients + channel
@@ -120,35 +120,73 @@ cdef inline void row_gradient_numbers(
     for k in range(count):
         row_gradient_sums(
             element(dy, t.stored, k * dy_stride), element(x, t.stored, k * stride), t.stored,
-            <const real*> NULL, t.s, coefficients[k], coefficients[INVERSE * t.width + k],
+            <const real*> NULL, n, coefficients[k], coefficients[INVERSE * t.width + k],
             t.centred, <Py_ssize_t> 0, sums + k, products + k,
         )
     end_folds(sums, count, first)
     end_folds(products, count, second)
 
 
+cdef inline void row_numbers(
+    Channels* t, Py_ssize_t start, Py_ssize_t channel, Py_ssize_t count, Py_ssize_t n,
+    real* x_scratch, real* dy_scratch, double* first, double* second,
+) noexcept nogil:
+    """The two numbers of n elements, a chunk at most, of some channels, from `start` on."""
+    cdef Py_ssize_t index = t.origin + channel * t.s + start, stride, dy_stride
+    cdef const real* x = load_block(t.x, index, t.s, count, n, x_scratch, &stride)
+    cdef const real* dy
+    if t.reduction == GRADIENT_SUMS:
+        dy = load_block(t.dy, index, t.s, count, n, dy_scratch, &dy_stride)
+        row_gradient_numbers(t, x, stride, dy, dy_stride, channel, count, n, first, second)
+    else:
+        row_moments(x, t.stored, stride, count, n, <Py_ssize_t> 0, first, second)
+
+
+cdef inline void long_row_moments(
+    Channels* t, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t channel, real* x_scratch,
+    double* mean, double* m2,
+) noexcept nogil:
+    """Of a channel that is more than a chunk."""
+    cdef Moments all = no_moments()
+    cdef Py_ssize_t length, stride
+    cdef bint asks = t.direct and t.route != IN_CACHE
+    cdef const real* x
+    while start < stop:
+        length = min(stop - start, <Py_ssize_t> CHUNK)
+        x = load_block(t.x, t.origin + channel * t.s + start, t.s, 1, length, x_scratch, &stride)
+        merge_chunk(&all, x, t.stored, length, True, length if asks else 0)
+        start += length
+    mean[0], m2[0] = all.mean, all.m2
+
+
+cdef inline bint are_rows(Channels* t) noexcept nogil:
+    """Whether `reduce_rows` takes the channels: those of one sample. Sums of gradients over several
+    pieces have no guess to make and few last steps to share."""
+    return t.n == 1 and (
+        t.reduction == MOMENTS or t.reduction == GRADIENT_SUMS and t.units == 1
+    )
+
+
 cdef inline void reduce_rows(
     Channels* t, Block b, real* x_scratch, real* dy_scratch
 ) noexcept nogil:
-    """Channels of one piece each."""
-    cdef const real* x
-    cdef const real* dy
-    cdef Py_ssize_t channel = b.first_channel, some, stride, dy_stride
+    """What a block has of each channel lies in one piece."""
+    cdef Py_ssize_t start = b.first_unit * PIECE, stop = min(b.last_unit * PIECE, t.s)
+    cdef Py_ssize_t channel = b.first_channel, n = stop - start, some
+    cdef double* first = t.first + b.range * t.width
+    cdef double* second = t.second + b.range * t.width
     while channel < b.last_channel:
-        some = planes_at_once(t, b.last_channel - channel, t.s)
-        some = min(some, <Py_ssize_t> TOGETHER)
-        x = load_block(t.x, t.origin + channel * t.s, t.s, some, t.s, x_scratch, &stride)
-        if t.reduction == GRADIENT_SUMS:
-            dy = load_block(
-                t.dy, t.origin + channel * t.s, t.s, some, t.s, dy_scratch, &dy_stride
-            )
-            row_gradient_numbers(
-                t, x, stride, dy, dy_stride, channel, some, t.first + channel, t.second + channel
+        if n <= CHUNK:
+            some = max(planes_at_once(t, b.last_channel - channel, n), <Py_ssize_t> 1)
+            some = min(some, <Py_ssize_t> TOGETHER)
+            row_numbers(
+                t, start, channel, some, n, x_scratch, dy_scratch, first + channel,
+                second + channel,
             )
         else:
-            row_moments(
-                x, t.stored, stride, some, t.s, <Py_ssize_t> 0, t.first + channel,
-                t.second + channel,
+            some = 1
+            long_row_moments(
+                t, start, stop, channel, x_scratch, first + channel, second + channel
             )
         channel += some
 

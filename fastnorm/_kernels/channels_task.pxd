@@ -155,6 +155,14 @@ cdef inline void plan_columns(Channels* t, Py_ssize_t itemsize) noexcept nogil:
         t.grid.ranges += 1
 
 
+cdef inline void widen_tiles(Channels* t) noexcept nogil:
+    """Where columns are summed in a phase of its own and by one thread: which of them are in one
+    tile changes no result, and long runs of memory are best."""
+    cdef Py_ssize_t channels = ceil_div(min(t.width, <Py_ssize_t> 2 * RANGE_COLUMNS), t.inner)
+    if t.repeats == 1 and t.grid.channels_per_tile < channels:
+        t.grid.channels_per_tile, t.grid.tiles = channels, ceil_div(t.c, channels)
+
+
 cdef inline void plan_planes(Channels* t, Py_ssize_t itemsize) noexcept nogil:
     cdef Py_ssize_t plane = t.s * itemsize, channel = t.n * plane, tile
     t.planes = True
