@@ -276,10 +276,8 @@ cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
     cdef Py_ssize_t num_bytes = t.batch * t.n * t.c * t.s * itemsize_of(t.x.dtype)
     cdef int team = threads_for(num_bytes, num_threads)
     cdef char* memory
-    cdef Py_ssize_t operands = 3 if t.dy != NULL else 2
-    if t.reduction == NO_REDUCTION and team > 1:
-        operands = 1  # until then, the cache takes more than memory does
-    t.route = choose_route(operands * num_bytes, team, team == 1 and not t.planes)
+    cdef int operands = 3 if t.dy != NULL else 2
+    t.route = choose_route(num_bytes, operands, team, t.planes)
     if t.conclude != NULL or t.mapped != NULL:
         plan_whole_tiles(t, team)
     elif not t.planes and t.route == IN_CACHE:

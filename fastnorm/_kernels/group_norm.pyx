@@ -338,14 +338,15 @@ cdef int run_rows(
 ) except -1:
     """Forward, or backward where there is dy."""
     cdef Task* t = &rows.task
-    cdef Py_ssize_t operands = 1 if dy is None else 2, num_bytes
+    cdef int operands = 1 if dy is None else 2
+    cdef Py_ssize_t num_bytes
     cdef bint done = True
     set_view(t, working_dtype(x), True, batch * num_groups, group * s)
     rows.s, t.period = s, num_groups
     set_rows(t, x, dy, y, False)
     num_bytes = t.rows * t.n * itemsize_of(t.x.dtype)
     num_threads = threads_for(num_bytes, num_threads)
-    t.route = choose_route((operands + 1) * num_bytes, num_threads, num_threads == 1)
+    t.route = choose_route(num_bytes, operands + 1, num_threads, False)
     try:
         t.gamma = expanded(gamma, t.dtype, num_groups * group, s)
         t.beta = expanded(beta, t.dtype, num_groups * group, s)

@@ -43,14 +43,20 @@ cdef enum Route:
     PAST_CACHE                      # or streaming ones
 
 
-cdef inline Route choose_route(Py_ssize_t num_bytes, int team, bint early) noexcept nogil:
-    """Of a call with so many threads that reads and writes so many bytes in all. It is large where
-    it finds them no longer in the cache, of which a virtual machine has less than it says. Early:
-    one core alone has the use of less yet. To ask for memory when it is in the cache after all
-    costs less than to stream. Threads that have all of memory's bandwidth in use should always
-    stream: nothing is read that is only written."""
-    cdef Py_ssize_t part = last_cache_bytes() // (8 if streams_well() else 16)
-    if num_bytes < (3 if early else 4) * part:
+cdef inline Route choose_route(
+    Py_ssize_t num_bytes, int operands, int team, bint planes
+) noexcept nogil:
+    """Of a call with so many threads and so many arrays of so many bytes, y among them. It is large
+    where it finds them no longer in the cache, of which a virtual machine has less than it says,
+    and one core alone has the use of less yet. Several find a forward pass's y there for longer.
+    To ask for memory when it is in the cache after all costs less than to stream. Threads that have
+    all of memory's bandwidth in use should always stream: nothing is read that is only written."""
+    cdef Py_ssize_t part = last_cache_bytes() // (8 if streams_well() else 16), parts = 4
+    if team == 1 and not planes:
+        parts = 3
+    elif team > 1 and operands == 2:
+        parts = 8
+    if operands * num_bytes < parts * part:
         return IN_CACHE
     return PAST_CACHE if CAN_STREAM and (streams_well() or team > A_FEW) else THROUGH_CACHE
 

@@ -538,7 +538,7 @@ cdef inline bint run_backward(Task* t, int num_threads) noexcept nogil:
     """False: no memory, and nothing was written."""
     cdef Py_ssize_t num_bytes = t.rows * t.n * itemsize_of(t.x.dtype)
     cdef int team = threads_for(num_bytes, num_threads)
-    t.route = choose_route(3 * num_bytes, team, team == 1)
+    t.route = choose_route(num_bytes, 3, team, False)
     cdef bint has_memory = reserve_scratch(t, team)
     if has_memory:
         has_memory = backward_pieces(t, team) if is_cut(t, team) else backward_whole_rows(t, team)

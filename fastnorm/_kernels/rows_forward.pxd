@@ -277,7 +277,7 @@ cdef inline bint run_forward(Task* t, int num_threads) noexcept nogil:
     """False: no memory, and nothing was written."""
     cdef Py_ssize_t num_bytes = t.rows * t.n * itemsize_of(t.x.dtype)
     cdef int team = threads_for(num_bytes, num_threads)
-    t.route = choose_route(2 * num_bytes, team, team == 1)
+    t.route = choose_route(num_bytes, 2, team, False)
     t.rows_per_block = max(
         t.rows_per_block, min(rows_together(t), t.rows // (BLOCKS_PER_THREAD * team))
     )
