@@ -218,27 +218,30 @@ cdef inline void map_run(
 ) noexcept nogil:
     """n columns of a row, written to y. source: of the gradient, dy."""
     cdef const real* coefficients = <const real*> t.coefficients + column
-    ask(source, t.stored, n, t.ahead)
-    if t.map != SCALE_SHIFT:
-        ask(x, t.stored, n, t.ahead)
+    cdef Py_ssize_t ahead = t.ahead
+    if t.linear or is_sixteen(t.stored):
+        ahead = 0
+        ask(source, t.stored, n, t.ahead)
+        if t.map != SCALE_SHIFT:
+            ask(x, t.stored, n, t.ahead)
     if real is float and (is_sixteen(t.stored)):
         map_stored(t, x, source, y, n, <Py_ssize_t> 1, column, n)
     elif t.map == SCALE_SHIFT:
         columns_scale_shift(
             source, y, n, NULL if t.linear else coefficients,
-            coefficients + SCALE * t.width, coefficients + SHIFT * t.width,
+            coefficients + SCALE * t.width, coefficients + SHIFT * t.width, ahead,
         )
     elif t.map == GRADIENT:
         columns_gradient(
             source, x, y, n, NULL if t.linear else coefficients,
             coefficients + SLOPE * t.width, coefficients + SHIFT * t.width,
-            coefficients + SCALE * t.width,
+            coefficients + SCALE * t.width, ahead,
         )
     else:
         columns_weighted_gradient(
             source, x, y, n, coefficients + SCALE * t.width,
             coefficients, coefficients + SLOPE * t.width, coefficients + SHIFT * t.width,
-            coefficients + INVERSE * t.width,
+            coefficients + INVERSE * t.width, ahead,
         )
 
 
@@ -246,10 +249,12 @@ cdef inline void map_row(
     Channels* t, const real* x, const real* source, real* y, Py_ssize_t column, Py_ssize_t n,
     Writer* writer,
 ) noexcept nogil:
-    """n columns of a row, a few lines at a time where memory is asked for."""
+    """n columns of a row, a few lines at a time where memory is asked for before they are mapped.
+    Linear maps take 1.3 times as long if they ask within their loops, as others do."""
     cdef Py_ssize_t i = 0, placed, length, size = itemsize_of(t.stored)
     # A call for 16 bits takes as long as the elements of a few lines.
-    cdef Py_ssize_t at_once = AT_ONCE // size if t.ahead and not is_sixteen(t.stored) else n
+    cdef bint asks = t.ahead and t.linear and not is_sixteen(t.stored)
+    cdef Py_ssize_t at_once = AT_ONCE // size if asks else n
     cdef real* target
     while i < n:
         placed = n - i

@@ -250,16 +250,14 @@ cdef inline void column_weighted_sums(
 
 
 # The maps of four rows load the coefficients once for all of them. Those of one row go through
-# memory in its order, where the processor asks for what comes next by itself: requests of ours took
-# 1.1 to 1.3 times as long. centre and shift may be NULL, both of them, for 0: coefficients are what
-# costs time here.
+# memory in its order, and may ask for what comes `ahead` elements further on. centre and shift may
+# be NULL, both of them, for 0: coefficients are what costs time here.
 
 
-cdef inline void columns_scale_shift(
+cdef inline void one_scale_shift(
     const real* x, real* restrict y, Py_ssize_t n,
     const real* centre, const real* scale, const real* shift,
 ) noexcept nogil:
-    """y = (x - centre)·scale + shift"""
     cdef Py_ssize_t j
     if centre == NULL:
         for j in range(n):
@@ -267,6 +265,23 @@ cdef inline void columns_scale_shift(
         return
     for j in range(n):
         y[j] = (x[j] - centre[j]) * scale[j] + shift[j]
+
+
+cdef inline void columns_scale_shift(
+    const real* x, real* y, Py_ssize_t n,
+    const real* centre, const real* scale, const real* shift, Py_ssize_t ahead,
+) noexcept nogil:
+    """y = (x - centre)·scale + shift"""
+    cdef Py_ssize_t j = 0
+    while ahead and j + STEP <= n:
+        prefetch_far(x + j + ahead, STEP * sizeof(real))
+        one_scale_shift(
+            x + j, y + j, STEP, from_column(centre, j), scale + j, from_column(shift, j)
+        )
+        j += STEP
+    one_scale_shift(
+        x + j, y + j, n - j, from_column(centre, j), scale + j, from_column(shift, j)
+    )
 
 
 cdef inline void four_columns_scale_shift(
@@ -294,11 +309,10 @@ cdef inline real gradient(
     return (dy + ((x - centre) * slope + shift)) * scale
 
 
-cdef inline void columns_gradient(
+cdef inline void one_row_gradient(
     const real* dy, const real* x, real* restrict dx, Py_ssize_t n,
     const real* centre, const real* slope, const real* shift, const real* scale,
 ) noexcept nogil:
-    """dx = (dy + ((x - centre)·slope + shift))·scale"""
     cdef Py_ssize_t j
     if centre == NULL:
         for j in range(n):
@@ -306,6 +320,26 @@ cdef inline void columns_gradient(
         return
     for j in range(n):
         dx[j] = gradient(dy[j], x[j], centre[j], slope[j], shift[j], scale[j])
+
+
+cdef inline void columns_gradient(
+    const real* dy, const real* x, real* dx, Py_ssize_t n, const real* centre,
+    const real* slope, const real* shift, const real* scale, Py_ssize_t ahead,
+) noexcept nogil:
+    """dx = (dy + ((x - centre)·slope + shift))·scale"""
+    cdef Py_ssize_t j = 0
+    while ahead and j + STEP <= n:
+        prefetch_far(dy + j + ahead, STEP * sizeof(real))
+        prefetch_far(x + j + ahead, STEP * sizeof(real))
+        one_row_gradient(
+            dy + j, x + j, dx + j, STEP, from_column(centre, j), slope + j,
+            from_column(shift, j), scale + j,
+        )
+        j += STEP
+    one_row_gradient(
+        dy + j, x + j, dx + j, n - j, from_column(centre, j), slope + j,
+        from_column(shift, j), scale + j,
+    )
 
 
 cdef inline void four_columns_gradient(
@@ -337,14 +371,32 @@ cdef inline real weighted_gradient(
     return (dy * weight + ((x - centre) * slope + shift)) * scale
 
 
-cdef inline void columns_weighted_gradient(
+cdef inline void one_weighted_gradient(
     const real* dy, const real* x, real* restrict dx, Py_ssize_t n, const real* weight,
     const real* centre, const real* slope, const real* shift, const real* scale,
 ) noexcept nogil:
-    """dx = (dy·weight + ((x - centre)·slope + shift))·scale"""
     cdef Py_ssize_t j
     for j in range(n):
         dx[j] = weighted_gradient(dy[j], x[j], weight[j], centre[j], slope[j], shift[j], scale[j])
+
+
+cdef inline void columns_weighted_gradient(
+    const real* dy, const real* x, real* dx, Py_ssize_t n, const real* weight,
+    const real* centre, const real* slope, const real* shift, const real* scale,
+    Py_ssize_t ahead,
+) noexcept nogil:
+    """dx = (dy·weight + ((x - centre)·slope + shift))·scale"""
+    cdef Py_ssize_t j = 0
+    while ahead and j + STEP <= n:
+        prefetch_far(dy + j + ahead, STEP * sizeof(real))
+        prefetch_far(x + j + ahead, STEP * sizeof(real))
+        one_weighted_gradient(
+            dy + j, x + j, dx + j, STEP, weight + j, centre + j, slope + j, shift + j, scale + j
+        )
+        j += STEP
+    one_weighted_gradient(
+        dy + j, x + j, dx + j, n - j, weight + j, centre + j, slope + j, shift + j, scale + j
+    )
 
 
 cdef inline void four_columns_weighted_gradient(
