@@ -35,6 +35,7 @@ LARGE = [
     (LAYER_NORM, Case("100003x7", (100_003, 7))),
     (LAYER_NORM, Case("3x300007", (3, 300_007))),
     (BATCH_NORM, Case("3000x259", (3000, 259))),
+    (BATCH_NORM, Case("300x1031", (300, 1031))),
     (BATCH_NORM, Case("channels-first 8x67x39x39", (8, 67, 39, 39))),
     (BATCH_NORM, Case("channels-first 129x67x7x7", (129, 67, 7, 7))),
     (BATCH_NORM, Case("channels-last 8x39x39x67", (8, 39, 39, 67), {"axis": -1})),

@@ -22,7 +22,7 @@ from libc.string cimport memset
 from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
 from fastnorm._kernels.blocks cimport ceil_div, threads_for
 from fastnorm._kernels.channels_columns cimport map_columns, reduce_columns
-from fastnorm._kernels.channels_planes cimport are_rows, map_planes, reduce_planes, reduce_rows
+from fastnorm._kernels.channels_planes cimport map_planes, reduce_planes, reduce_rows, sums_rows
 from fastnorm._kernels.channels_task cimport COEFFICIENTS, FEW, GRADIENT_SUMS, MAX_TILE
 from fastnorm._kernels.channels_task cimport MIN_RUN, MOMENTS, NO_MAP, NO_REDUCTION, Block, Channels
 from fastnorm._kernels.channels_task cimport Grid, Tile, at_sample, block_at, is_read_whole
@@ -133,7 +133,7 @@ cdef inline void reduce_typed(
     if t.planes:
         while b.first_channel < last:
             b.last_channel = min(b.first_channel + MAX_TILE, last)
-            if are_rows(t):
+            if sums_rows(t):
                 reduce_rows(t, b, x_scratch, dy_scratch)
             else:
                 reduce_planes(t, b, x_scratch, dy_scratch)

@@ -159,7 +159,7 @@ cdef inline void long_row_moments(
     mean[0], m2[0] = all.mean, all.m2
 
 
-cdef inline bint are_rows(Channels* t) noexcept nogil:
+cdef inline bint sums_rows(Channels* t) noexcept nogil:
     """Whether `reduce_rows` takes the channels: those of one sample. Sums of gradients over several
     pieces have no guess to make and few last steps to share."""
     return t.n == 1 and (
