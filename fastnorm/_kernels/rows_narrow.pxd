@@ -12,7 +12,7 @@ from fastnorm._kernels.moments cimport settle
 from fastnorm._kernels.operands cimport Operand, load_block, result_block, store_block, transpose
 from fastnorm._kernels.rows cimport standard
 from fastnorm._kernels.rows_task cimport NARROW, SIDE_BY_SIDE, RowMap, Task, finish_statistics
-from fastnorm._kernels.rows_task cimport kept_map
+from fastnorm._kernels.rows_task cimport load_lengths, loaded_map
 from fastnorm._kernels.vectors cimport store
 
 cdef extern from "lanes.h" nogil:
@@ -187,6 +187,18 @@ cdef inline void tile_gradients(
             x[k] = ((dy[k] * weight - mean_h[j]) - x_hat * mean_hx[j]) * factor[j]
 
 
+cdef inline void tile_length_gradients(
+    real* restrict x, const real* dy, Py_ssize_t n, const real* scale, const real* dg,
+    const real* factor,
+) noexcept nogil:
+    """Of weight norm, which adds up nothing over rows: dx = factor·(dy - x̂·dg), in place of x."""
+    cdef Py_ssize_t i, j, k
+    for i in range(n):
+        for j in range(SIDE_BY_SIDE):
+            k = i * SIDE_BY_SIDE + j
+            x[k] = (dy[k] - x[k] * scale[j] * dg[j]) * factor[j]
+
+
 cdef inline void fold_tile(
     real* restrict tile, Py_ssize_t n, real* restrict scratch, double* restrict sums
 ) noexcept nogil:
@@ -209,12 +221,15 @@ cdef inline void load_maps(
     real* restrict shift, real* restrict factor,
 ) noexcept nogil:
     """From what the forward pass kept of the rows; 0 for those that are not there."""
+    cdef double norm[SIDE_BY_SIDE]
+    cdef double g[SIDE_BY_SIDE]
     cdef RowMap m
     cdef Py_ssize_t j
     for j in range(SIDE_BY_SIDE):
         high[j], scale[j], shift[j], factor[j] = 0, 0, 0, 0
+    load_lengths(t, index, count, norm, g)
     for j in range(count):
-        m = kept_map(t, index + j)
+        m = loaded_map(t, index + j, norm + j, g + j)
         high[j], scale[j], shift[j] = <real> m.high, <real> m.rstd, <real> m.shift
         factor[j] = <real> m.scale
 
@@ -236,7 +251,6 @@ cdef inline void backward_narrow(
     cdef real mean_hx[SIDE_BY_SIDE]
     cdef double dg[SIDE_BY_SIDE]
     cdef Py_ssize_t count, j, unflushed = 0
-    cdef real divisor = 1 if t.by_length else t.n
     cdef const real* gamma = <const real*> t.gamma
     memset(dgamma, 0, t.n * SIDE_BY_SIDE * sizeof(real))
     memset(dbeta, 0, t.n * SIDE_BY_SIDE * sizeof(real))
@@ -246,17 +260,20 @@ cdef inline void backward_narrow(
         load_tile(t, &t.dy, index, count, x_scratch, dy)
         load_maps(t, index, count, high, scale, shift, factor)
         tile_row_sums(x, dy, t.n, high, scale, shift, t.centred, gamma, mean_h, mean_hx)
-        for j in range(SIDE_BY_SIDE):
-            dg[j] = mean_hx[j]
-            mean_h[j] = mean_h[j] / divisor if t.centred else 0
-            mean_hx[j] = mean_hx[j] / divisor
-        tile_gradients(
-            x, dy, t.n, high, scale, shift, t.centred, gamma, mean_h, mean_hx, factor,
-            dgamma, dbeta,
-        )
-        store_tile(t, index, count, x, y_scratch, writer)
         if t.by_length:
+            for j in range(SIDE_BY_SIDE):
+                dg[j] = mean_hx[j]
             store(t.dg, index, count, dg)
+            tile_length_gradients(x, dy, t.n, scale, mean_hx, factor)
+        else:
+            for j in range(SIDE_BY_SIDE):
+                mean_h[j] = mean_h[j] / t.n if t.centred else 0
+                mean_hx[j] = mean_hx[j] / t.n
+            tile_gradients(
+                x, dy, t.n, high, scale, shift, t.centred, gamma, mean_h, mean_hx, factor,
+                dgamma, dbeta,
+            )
+        store_tile(t, index, count, x, y_scratch, writer)
         index += count
         unflushed += 1
         if partial != NULL and (unflushed == FLUSH_TILES or index == last):
