@@ -12,7 +12,7 @@ from fastnorm._kernels.moments cimport settle
 from fastnorm._kernels.operands cimport Operand, load_block, result_block, store_block, transpose
 from fastnorm._kernels.rows cimport standard
 from fastnorm._kernels.rows_task cimport NARROW, SIDE_BY_SIDE, RowMap, Task, finish_statistics
-from fastnorm._kernels.rows_task cimport load_lengths, loaded_map
+from fastnorm._kernels.rows_task cimport inverse_or_zero, load_lengths
 from fastnorm._kernels.vectors cimport store
 
 cdef extern from "lanes.h" nogil:
@@ -221,17 +221,25 @@ cdef inline void load_maps(
     real* restrict shift, real* restrict factor,
 ) noexcept nogil:
     """From what the forward pass kept of the rows; 0 for those that are not there."""
-    cdef double norm[SIDE_BY_SIDE]
+    cdef double mean[SIDE_BY_SIDE]
+    cdef double rstd[SIDE_BY_SIDE]
     cdef double g[SIDE_BY_SIDE]
-    cdef RowMap m
     cdef Py_ssize_t j
-    for j in range(SIDE_BY_SIDE):
-        high[j], scale[j], shift[j], factor[j] = 0, 0, 0, 0
-    load_lengths(t, index, count, norm, g)
-    for j in range(count):
-        m = loaded_map(t, index + j, norm + j, g + j)
-        high[j], scale[j], shift[j] = <real> m.high, <real> m.rstd, <real> m.shift
-        factor[j] = <real> m.scale
+    memset(mean, 0, sizeof(mean))
+    if t.by_length:
+        memset(rstd, 0, sizeof(rstd))
+        memset(g, 0, sizeof(g))
+        load_lengths(t, index, count, rstd, g)
+        for j in range(SIDE_BY_SIDE):
+            rstd[j] = inverse_or_zero(rstd[j])
+            factor[j] = <real> (g[j] * rstd[j])
+    else:
+        memcpy(rstd, t.rstd + index, count * sizeof(double))
+        if t.centred:
+            memcpy(mean, t.mean + index, count * sizeof(double))
+    split(t, count, mean, rstd, high, scale, shift)
+    if not t.by_length:
+        memcpy(factor, scale, SIDE_BY_SIDE * sizeof(real))
 
 
 cdef inline void backward_narrow(
