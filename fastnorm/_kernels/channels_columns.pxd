@@ -11,9 +11,8 @@ from fastnorm._kernels.channels_task cimport Channels
 from fastnorm._kernels.columns cimport EIGHT, FLUSH, FOUR, STRIP, column_centred_sums
 from fastnorm._kernels.columns cimport column_gradient_sums, column_squares, column_sums
 from fastnorm._kernels.columns cimport columns_gradient, columns_scale_shift
-from fastnorm._kernels.columns cimport columns_weighted_gradient, four_columns_gradient
-from fastnorm._kernels.columns cimport four_columns_scale_shift, four_columns_weighted_gradient
-from fastnorm._kernels.columns cimport from_column
+from fastnorm._kernels.columns cimport four_columns_gradient, four_columns_scale_shift
+from fastnorm._kernels.columns cimport four_columns_weighted_gradient, from_column
 from fastnorm._kernels.memory cimport IN_CACHE, LINE, Writer, at_line, flush
 from fastnorm._kernels.memory cimport open_writer, place_stored
 from fastnorm._kernels.operands cimport Operand, load_block, load_rows, padded, result_block
@@ -233,12 +232,12 @@ cdef inline void map_run(
         )
     elif t.map == GRADIENT:
         columns_gradient(
-            source, x, y, n, NULL if t.linear else coefficients,
+            source, x, y, n, NULL, NULL if t.linear else coefficients,
             coefficients + SLOPE * t.width, coefficients + SHIFT * t.width,
             coefficients + SCALE * t.width, ahead,
         )
     else:
-        columns_weighted_gradient(
+        columns_gradient(
             source, x, y, n, coefficients + SCALE * t.width,
             coefficients, coefficients + SLOPE * t.width, coefficients + SHIFT * t.width,
             coefficients + INVERSE * t.width, ahead,

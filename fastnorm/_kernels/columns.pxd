@@ -309,36 +309,49 @@ cdef inline real gradient(
     return (dy + ((x - centre) * slope + shift)) * scale
 
 
+cdef inline real weighted_gradient(
+    real dy, real x, real weight, real centre, real slope, real shift, real scale
+) noexcept nogil:
+    return (dy * weight + ((x - centre) * slope + shift)) * scale
+
+
 cdef inline void one_row_gradient(
-    const real* dy, const real* x, real* restrict dx, Py_ssize_t n,
+    const real* dy, const real* x, real* restrict dx, Py_ssize_t n, const real* weight,
     const real* centre, const real* slope, const real* shift, const real* scale,
 ) noexcept nogil:
     cdef Py_ssize_t j
     if centre == NULL:
         for j in range(n):
             dx[j] = (dy[j] + x[j] * slope[j]) * scale[j]
-        return
-    for j in range(n):
-        dx[j] = gradient(dy[j], x[j], centre[j], slope[j], shift[j], scale[j])
+    elif weight == NULL:
+        for j in range(n):
+            dx[j] = gradient(dy[j], x[j], centre[j], slope[j], shift[j], scale[j])
+    else:
+        for j in range(n):
+            dx[j] = weighted_gradient(
+                dy[j], x[j], weight[j], centre[j], slope[j], shift[j], scale[j]
+            )
 
 
 cdef inline void columns_gradient(
-    const real* dy, const real* x, real* dx, Py_ssize_t n, const real* centre,
-    const real* slope, const real* shift, const real* scale, Py_ssize_t ahead,
+    const real* dy, const real* x, real* dx, Py_ssize_t n, const real* weight,
+    const real* centre, const real* slope, const real* shift, const real* scale,
+    Py_ssize_t ahead,
 ) noexcept nogil:
-    """dx = (dy + ((x - centre)·slope + shift))·scale"""
+    """dx = (dy·weight + ((x - centre)·slope + shift))·scale. weight may be NULL, for 1; where there
+    is no centre, there must be none."""
     cdef Py_ssize_t j = 0
     while ahead and j + STEP <= n:
         prefetch_far(dy + j + ahead, STEP * sizeof(real))
         prefetch_far(x + j + ahead, STEP * sizeof(real))
         one_row_gradient(
-            dy + j, x + j, dx + j, STEP, from_column(centre, j), slope + j,
-            from_column(shift, j), scale + j,
+            dy + j, x + j, dx + j, STEP, from_column(weight, j), from_column(centre, j),
+            slope + j, from_column(shift, j), scale + j,
         )
         j += STEP
     one_row_gradient(
-        dy + j, x + j, dx + j, n - j, from_column(centre, j), slope + j,
-        from_column(shift, j), scale + j,
+        dy + j, x + j, dx + j, n - j, from_column(weight, j), from_column(centre, j),
+        slope + j, from_column(shift, j), scale + j,
     )
 
 
@@ -363,40 +376,6 @@ cdef inline void four_columns_gradient(
         dx1[j] = gradient(dy[j + dy_stride], x[j + stride], c, k, h, s)
         dx2[j] = gradient(dy[j + 2 * dy_stride], x[j + 2 * stride], c, k, h, s)
         dx3[j] = gradient(dy[j + 3 * dy_stride], x[j + 3 * stride], c, k, h, s)
-
-
-cdef inline real weighted_gradient(
-    real dy, real x, real weight, real centre, real slope, real shift, real scale
-) noexcept nogil:
-    return (dy * weight + ((x - centre) * slope + shift)) * scale
-
-
-cdef inline void one_weighted_gradient(
-    const real* dy, const real* x, real* restrict dx, Py_ssize_t n, const real* weight,
-    const real* centre, const real* slope, const real* shift, const real* scale,
-) noexcept nogil:
-    cdef Py_ssize_t j
-    for j in range(n):
-        dx[j] = weighted_gradient(dy[j], x[j], weight[j], centre[j], slope[j], shift[j], scale[j])
-
-
-cdef inline void columns_weighted_gradient(
-    const real* dy, const real* x, real* dx, Py_ssize_t n, const real* weight,
-    const real* centre, const real* slope, const real* shift, const real* scale,
-    Py_ssize_t ahead,
-) noexcept nogil:
-    """dx = (dy·weight + ((x - centre)·slope + shift))·scale"""
-    cdef Py_ssize_t j = 0
-    while ahead and j + STEP <= n:
-        prefetch_far(dy + j + ahead, STEP * sizeof(real))
-        prefetch_far(x + j + ahead, STEP * sizeof(real))
-        one_weighted_gradient(
-            dy + j, x + j, dx + j, STEP, weight + j, centre + j, slope + j, shift + j, scale + j
-        )
-        j += STEP
-    one_weighted_gradient(
-        dy + j, x + j, dx + j, n - j, weight + j, centre + j, slope + j, shift + j, scale + j
-    )
 
 
 cdef inline void four_columns_weighted_gradient(

@@ -11,7 +11,7 @@ from fastnorm._kernels.memory cimport Writer, at_line, place
 from fastnorm._kernels.moments cimport settle
 from fastnorm._kernels.operands cimport Operand, load_block, result_block, store_block, transpose
 from fastnorm._kernels.rows cimport standard
-from fastnorm._kernels.rows_task cimport NARROW, SIDE_BY_SIDE, RowMap, Task, finish_statistics
+from fastnorm._kernels.rows_task cimport NARROW, SIDE_BY_SIDE, Task, finish_statistics
 from fastnorm._kernels.rows_task cimport inverse_or_zero, load_lengths
 from fastnorm._kernels.vectors cimport store
 
