@@ -156,6 +156,43 @@ def test_alignment(operation, dtype, pass_):
         assert_same(run_blank(operation, pass_, case, moved), expected, offset)
 
 
+# Rows, planes and columns of n elements.
+OF_LENGTH = {
+    "rows": ((LAYER_NORM, WEIGHT_NORM), lambda n: Case("", (6, n))),
+    "planes": ((BATCH_NORM, GROUP_NORM, INSTANCE_NORM), lambda n: Case("", (2, 4, n))),
+    "columns": ((BATCH_NORM, WEIGHT_NORM), lambda n: Case("", (6, n), {"axis": -1})),
+}
+
+
+@pytest.mark.parametrize(
+    ("operation", "case_of"),
+    [(o, case_of) for operations, case_of in OF_LENGTH.values() for o in operations],
+    ids=[f"{kind}-{o}" for kind, (operations, _) in OF_LENGTH.items() for o in operations],
+)
+def test_where_out_begins(operation, case_of, dtype, pass_):
+    """Nor does it where out does, whatever its length: vectors are stored where it has whole ones,
+    and what others share with the first and the last is the same; even where out is x."""
+    for n in (*range(1, 70), 100, 127, 128, 255):
+        case = case_of(n)
+        if operation is GROUP_NORM:
+            case = Case("", case.shape, {"num_groups": 2})
+        arrays = operation.draw(case, dtype)
+        first = operation.inputs[0]
+        expected = run_blank(operation, pass_, case, arrays)
+        for offset in (0, 1, 4, 7, 12):
+            blank = operation.blank(pass_, arrays)
+            memory = np.full(blank.size + 64, np.nan, dtype)
+            start = -memory.ctypes.data % 64 // memory.itemsize + offset
+            out = memory[start : start + blank.size].reshape(blank.shape)
+            assert_same(operation.run(fn, pass_, case, arrays, out=out), expected, f"{n}, {offset}")
+            assert np.isnan(memory[:start]).all()
+            assert np.isnan(memory[start + blank.size :]).all()
+            if pass_ == "inference":
+                out[...] = arrays[first]
+                operation.run(fn, pass_, case, arrays | {first: out}, out=out)
+                assert_same({"y": out}, {"y": expected["y"]}, f"out is x, {n}, {offset}")
+
+
 # ---- rows ----------------------------------------------------------------------------------------
 
 SOME_ROWS = (np.s_[:1], np.s_[3:5], np.s_[1:8], np.s_[8:])

@@ -6,21 +6,18 @@ from libc.string cimport memset
 from fastnorm._kernels cimport sixteen
 from fastnorm._kernels.arrays cimport FLOAT16, itemsize_of, real
 from fastnorm._kernels.channels_task cimport CENTRED_SUMS, GRADIENT, GRADIENT_SUMS, INVERSE, MOMENTS
-from fastnorm._kernels.channels_task cimport SCALE, SCALE_SHIFT, SHIFT, SLOPE, SQUARES, Block
-from fastnorm._kernels.channels_task cimport Channels
+from fastnorm._kernels.channels_task cimport SCALE, SCALE_SHIFT, SHIFT, SLOPE, SQUARES
+from fastnorm._kernels.channels_task cimport WEIGHTED_GRADIENT, Block, Channels
 from fastnorm._kernels.columns cimport EIGHT, FLUSH, FOUR, STRIP, column_centred_sums
 from fastnorm._kernels.columns cimport column_gradient_sums, column_squares, column_sums
-from fastnorm._kernels.columns cimport columns_gradient, columns_scale_shift
-from fastnorm._kernels.columns cimport four_columns_gradient, four_columns_scale_shift
-from fastnorm._kernels.columns cimport four_columns_weighted_gradient, from_column
-from fastnorm._kernels.memory cimport IN_CACHE, LINE, Writer, at_line, flush
-from fastnorm._kernels.memory cimport open_writer, place_stored
+from fastnorm._kernels.columns cimport columns_gradient, columns_scale_shift, four_rows
+from fastnorm._kernels.columns cimport from_column
+from fastnorm._kernels.memory cimport IN_CACHE, Writer, flush, open_writer, place_stored
 from fastnorm._kernels.operands cimport Operand, load_block, load_rows, padded, result_block
 from fastnorm._kernels.operands cimport store_block
 from fastnorm._kernels.rows cimport ask, element, is_sixteen
 
 cdef enum:
-    ALIGNED = 16                # lines of a row for which it is worth to begin with a whole one
     AT_ONCE = 512               # bytes of a row that the map asks for: more wait for each other
 
 
@@ -269,43 +266,21 @@ cdef inline void map_row(
 
 
 cdef inline void map_four_rows(
-    Channels* t, const real* x, Py_ssize_t x_stride, const real* dy, Py_ssize_t dy_stride,
-    const real* source, Py_ssize_t source_stride, real* y, Py_ssize_t y_stride,
-    Py_ssize_t column, Py_ssize_t n,
+    Channels* t, const real* x, Py_ssize_t x_stride, const real* source, Py_ssize_t source_stride,
+    real* y, Py_ssize_t y_stride, Py_ssize_t column, Py_ssize_t n,
 ) noexcept nogil:
     """n columns of FOUR rows."""
     cdef const real* coefficients = <const real*> t.coefficients + column
     cdef const real* centre = NULL if t.linear else coefficients
-    cdef real* y1 = y + y_stride
-    cdef real* y2 = y + 2 * y_stride
-    cdef real* y3 = y + 3 * y_stride
-    if real is float and (is_sixteen(t.stored)):
-        map_stored(t, x, source, y, y_stride, <Py_ssize_t> FOUR, column, n)
-    elif t.map == SCALE_SHIFT:
-        four_columns_scale_shift(
-            source, source_stride, y, y1, y2, y3, n,
-            centre, coefficients + SCALE * t.width, coefficients + SHIFT * t.width,
-        )
-    elif t.map == GRADIENT:
-        four_columns_gradient(
-            dy, dy_stride, x, x_stride, y, y1, y2, y3, n,
-            centre, coefficients + SLOPE * t.width, coefficients + SHIFT * t.width,
-            coefficients + SCALE * t.width,
-        )
-    else:
-        four_columns_weighted_gradient(
-            dy, dy_stride, x, x_stride, y, y1, y2, y3, n,
-            coefficients + SCALE * t.width, coefficients, coefficients + SLOPE * t.width,
-            coefficients + SHIFT * t.width, coefficients + INVERSE * t.width,
-        )
-
-
-cdef inline Py_ssize_t head_of(Channels* t, const real* y, Py_ssize_t n) noexcept nogil:
-    """Elements of a row before the first whole line. Vectors are as long as a line, at most, and a
-    store to two lines takes twice as long; NumPy's large arrays begin 16 bytes after one does."""
-    if n * <Py_ssize_t> sizeof(real) < ALIGNED * LINE or is_sixteen(t.stored):
-        return 0
-    return <const real*> at_line(<void*> y) - y
+    cdef const real* shift = NULL if t.linear else coefficients + SHIFT * t.width
+    cdef const real* scale = coefficients + SCALE * t.width
+    cdef const real* weight = NULL
+    if t.map == WEIGHTED_GRADIENT:
+        weight, scale = scale, coefficients + INVERSE * t.width
+    four_rows(
+        t.map != SCALE_SHIFT, source, source_stride, x, x_stride, y, y_stride, n, centre,
+        coefficients + SLOPE * t.width, shift, scale, weight,
+    )
 
 
 cdef inline void map_rows(
@@ -314,24 +289,19 @@ cdef inline void map_rows(
 ) noexcept nogil:
     """n columns of one row, or of FOUR."""
     cdef Py_ssize_t index = t.base + row * t.width + column
-    cdef Py_ssize_t x_stride = 0, stride, y_stride, head
+    cdef Py_ssize_t x_stride, stride, y_stride
     cdef const real* source = load_block(
         t.source, index, t.width, rows, n, source_scratch, &stride
     )
     cdef const real* x = source
     cdef real* y = result_block(t.y, index, t.width, n, y_scratch, &y_stride)
+    x_stride = stride
     if t.map != SCALE_SHIFT:
         x = load_block(t.x, index, t.width, rows, n, x_scratch, &x_stride)
-    if rows == FOUR:
-        head = head_of(t, y, n)
-        if head > 0:
-            map_four_rows(
-                t, x, x_stride, source, stride, source, stride, y, y_stride, column, head
-            )
-        map_four_rows(
-            t, x + head, x_stride, source + head, stride, source + head, stride, y + head,
-            y_stride, column + head, n - head,
-        )
+    if rows == FOUR and is_sixteen(t.stored):
+        map_stored(t, x, source, y, y_stride, <Py_ssize_t> FOUR, column, n)
+    elif rows == FOUR:
+        map_four_rows(t, x, x_stride, source, stride, y, y_stride, column, n)
     else:
         map_row(t, x, source, y, column, n, writer)
     store_block(t.y, index, t.width, rows, n, y, y_stride, writer)

@@ -10,6 +10,16 @@ vectors.
 from fastnorm._kernels.arrays cimport real
 from fastnorm._kernels.memory cimport prefetch_far
 
+cdef extern from "maps.h" nogil:
+    void map_four_rows_float "fastnorm_map_four_rows_float"(
+        bint is_gradient, const float* dy, Py_ssize_t dy_step, const float* x, Py_ssize_t x_step,
+        float* y, Py_ssize_t y_step, Py_ssize_t n, const float* centre, const float* slope,
+        const float* shift, const float* scale, const float* weight)
+    void map_four_rows_double "fastnorm_map_four_rows_double"(
+        bint is_gradient, const double* dy, Py_ssize_t dy_step, const double* x,
+        Py_ssize_t x_step, double* y, Py_ssize_t y_step, Py_ssize_t n, const double* centre,
+        const double* slope, const double* shift, const double* scale, const double* weight)
+
 cdef enum:
     STRIP = 1024        # columns whose accumulators live on the stack
     FLUSH = 64          # rows added in the type of x before they go into double
@@ -284,25 +294,6 @@ cdef inline void columns_scale_shift(
     )
 
 
-cdef inline void four_columns_scale_shift(
-    const real* x, Py_ssize_t stride, real* restrict y0, real* restrict y1, real* restrict y2,
-    real* restrict y3, Py_ssize_t n, const real* centre, const real* scale, const real* shift,
-) noexcept nogil:
-    cdef Py_ssize_t j
-    if centre == NULL:
-        for j in range(n):
-            y0[j] = x[j] * scale[j]
-            y1[j] = x[j + stride] * scale[j]
-            y2[j] = x[j + 2 * stride] * scale[j]
-            y3[j] = x[j + 3 * stride] * scale[j]
-        return
-    for j in range(n):
-        y0[j] = (x[j] - centre[j]) * scale[j] + shift[j]
-        y1[j] = (x[j + stride] - centre[j]) * scale[j] + shift[j]
-        y2[j] = (x[j + 2 * stride] - centre[j]) * scale[j] + shift[j]
-        y3[j] = (x[j + 3 * stride] - centre[j]) * scale[j] + shift[j]
-
-
 cdef inline real gradient(
     real dy, real x, real centre, real slope, real shift, real scale
 ) noexcept nogil:
@@ -355,39 +346,19 @@ cdef inline void columns_gradient(
     )
 
 
-cdef inline void four_columns_gradient(
-    const real* dy, Py_ssize_t dy_stride, const real* x, Py_ssize_t stride, real* restrict dx0,
-    real* restrict dx1, real* restrict dx2, real* restrict dx3, Py_ssize_t n,
-    const real* centre, const real* slope, const real* shift, const real* scale,
+cdef inline void four_rows(
+    bint is_gradient, const real* dy, Py_ssize_t dy_stride, const real* x, Py_ssize_t stride,
+    real* y, Py_ssize_t y_stride, Py_ssize_t n, const real* centre, const real* slope,
+    const real* shift, const real* scale, const real* weight,
 ) noexcept nogil:
-    cdef Py_ssize_t j
-    cdef real c, k, h, s
-    if centre == NULL:
-        for j in range(n):
-            k, s = slope[j], scale[j]
-            dx0[j] = (dy[j] + x[j] * k) * s
-            dx1[j] = (dy[j + dy_stride] + x[j + stride] * k) * s
-            dx2[j] = (dy[j + 2 * dy_stride] + x[j + 2 * stride] * k) * s
-            dx3[j] = (dy[j + 3 * dy_stride] + x[j + 3 * stride] * k) * s
-        return
-    for j in range(n):
-        c, k, h, s = centre[j], slope[j], shift[j], scale[j]
-        dx0[j] = gradient(dy[j], x[j], c, k, h, s)
-        dx1[j] = gradient(dy[j + dy_stride], x[j + stride], c, k, h, s)
-        dx2[j] = gradient(dy[j + 2 * dy_stride], x[j + 2 * stride], c, k, h, s)
-        dx3[j] = gradient(dy[j + 3 * dy_stride], x[j + 3 * stride], c, k, h, s)
-
-
-cdef inline void four_columns_weighted_gradient(
-    const real* dy, Py_ssize_t dy_stride, const real* x, Py_ssize_t stride, real* restrict dx0,
-    real* restrict dx1, real* restrict dx2, real* restrict dx3, Py_ssize_t n, const real* weight,
-    const real* centre, const real* slope, const real* shift, const real* scale,
-) noexcept nogil:
-    cdef Py_ssize_t j
-    cdef real w, c, k, h, s
-    for j in range(n):
-        w, c, k, h, s = weight[j], centre[j], slope[j], shift[j], scale[j]
-        dx0[j] = weighted_gradient(dy[j], x[j], w, c, k, h, s)
-        dx1[j] = weighted_gradient(dy[j + dy_stride], x[j + stride], w, c, k, h, s)
-        dx2[j] = weighted_gradient(dy[j + 2 * dy_stride], x[j + 2 * stride], w, c, k, h, s)
-        dx3[j] = weighted_gradient(dy[j + 3 * dy_stride], x[j + 3 * stride], w, c, k, h, s)
+    """The same of FOUR rows: of x, or of dy and x."""
+    if real is float:
+        map_four_rows_float(
+            is_gradient, dy, dy_stride, x, stride, y, y_stride, n, centre, slope, shift, scale,
+            weight,
+        )
+    else:
+        map_four_rows_double(
+            is_gradient, dy, dy_stride, x, stride, y, y_stride, n, centre, slope, shift, scale,
+            weight,
+        )

@@ -1,16 +1,11 @@
-/* Elementwise maps of runs of 16 bits, which become float as they are loaded and are rounded as they are stored: y may
-   be x or dy. Those of float and double are loops of rows.pxd. */
+/* Elementwise maps of runs: of float and double, and of 16 bits, which become float as they are loaded and are rounded as
+   they are stored. y may be x or dy. */
 #ifndef FASTNORM_MAPS_H
 #define FASTNORM_MAPS_H
 
 #include "lanes.h"
 #include "pairs.h"
 
-typedef struct {
-    float centre, slope, shift, scale, weight;
-} fastnorm_numbers;
-
-#if FASTNORM_TAKES_16_BITS
 typedef enum {
     FASTNORM_SCALE,             /* x·scale */
     FASTNORM_SCALE_SHIFT,       /* (x - centre)·scale + shift */
@@ -20,6 +15,36 @@ typedef enum {
     FASTNORM_AFFINE             /* ((x - centre)·scale + shift)·gamma + beta */
 } fastnorm_map;
 
+/* Of one element, or of a vector of any type. */
+#define FASTNORM_MAPPED(map, dy, x, m)                                                               \
+    ((map) == FASTNORM_SCALE               ? (x) * (m).scale                                         \
+     : (map) == FASTNORM_SLOPE             ? ((dy) + (x) * (m).slope) * (m).scale                    \
+     : (map) == FASTNORM_GRADIENT          ? ((dy) + FASTNORM_SLOPED(x, m)) * (m).scale              \
+     : (map) == FASTNORM_WEIGHTED_GRADIENT ? ((dy) * (m).weight + FASTNORM_SLOPED(x, m)) * (m).scale \
+                                           : ((x) - (m).centre) * (m).scale + (m).shift)
+#define FASTNORM_SLOPED(x, m) (((x) - (m).centre) * (m).slope + (m).shift)
+
+/* Those of a run by numbers alone. */
+#define FASTNORM_MAPS(DO)                 \
+    DO(scale, FASTNORM_SCALE)             \
+    DO(scale_shift, FASTNORM_SCALE_SHIFT) \
+    DO(slope, FASTNORM_SLOPE)             \
+    DO(gradient, FASTNORM_GRADIENT)       \
+    DO(weighted_gradient, FASTNORM_WEIGHTED_GRADIENT)
+
+#define real float
+#define FASTNORM_NAME(name) fastnorm_##name##_float
+#include "run_maps.h"
+#undef real
+#undef FASTNORM_NAME
+
+#define real double
+#define FASTNORM_NAME(name) fastnorm_##name##_double
+#include "run_maps.h"
+#undef real
+#undef FASTNORM_NAME
+
+#if FASTNORM_TAKES_16_BITS
 /* The numbers of each element. */
 typedef struct {
     fastnorm_wide centre, slope, shift, scale, weight;
@@ -28,12 +53,7 @@ typedef struct {
 FASTNORM_INLINE fastnorm_wide fastnorm_mapped(
     fastnorm_map map, fastnorm_wide dy, fastnorm_wide x, const fastnorm_wide_numbers *m)
 {
-    if (map == FASTNORM_SCALE) return x * m->scale;
-    if (map == FASTNORM_SLOPE) return (dy + x * m->slope) * m->scale;
-    x -= m->centre;
-    if (map == FASTNORM_SCALE_SHIFT || map == FASTNORM_AFFINE) return x * m->scale + m->shift;
-    if (map == FASTNORM_WEIGHTED_GRADIENT) dy *= m->weight;
-    return (dy + (x * m->slope + m->shift)) * m->scale;
+    return FASTNORM_MAPPED(map, dy, x, *m);
 }
 
 /* From element i on, whose dy and x these are. gamma and beta, either of which may be NULL, are those of FASTNORM_AFFINE
@@ -51,7 +71,7 @@ FASTNORM_INLINE fastnorm_pair fastnorm_mapped_pair(
 /* What the last elements share with those before them is done twice, so they are loaded before anything is stored; a
    shorter run is done in a copy. */
 FASTNORM_INLINE void fastnorm_map_run(
-    int is_half, fastnorm_map map, const uint16_t *dy, const uint16_t *x, uint16_t *y, ptrdiff_t n, fastnorm_numbers m,
+    int is_half, fastnorm_map map, const uint16_t *dy, const uint16_t *x, uint16_t *y, ptrdiff_t n, fastnorm_numbers_float m,
     const float *gamma, const float *beta)
 {
     const fastnorm_wide zero = {0};
@@ -80,42 +100,35 @@ FASTNORM_INLINE void fastnorm_map_run(
 
 #define FASTNORM_MAP_ONCE(name, map)                                                                                 \
     FASTNORM_ONCE void fastnorm_##name##_half(                                                                       \
-        const uint16_t *dy, const uint16_t *x, uint16_t *y, ptrdiff_t n, fastnorm_numbers m, const float *gamma,     \
+        const uint16_t *dy, const uint16_t *x, uint16_t *y, ptrdiff_t n, fastnorm_numbers_float m, const float *gamma,     \
         const float *beta)                                                                                           \
     {                                                                                                                \
         fastnorm_map_run(1, map, dy, x, y, n, m, gamma, beta);                                                       \
     }                                                                                                                \
     FASTNORM_ONCE void fastnorm_##name##_bfloat(                                                                     \
-        const uint16_t *dy, const uint16_t *x, uint16_t *y, ptrdiff_t n, fastnorm_numbers m, const float *gamma,     \
+        const uint16_t *dy, const uint16_t *x, uint16_t *y, ptrdiff_t n, fastnorm_numbers_float m, const float *gamma,     \
         const float *beta)                                                                                           \
     {                                                                                                                \
         fastnorm_map_run(0, map, dy, x, y, n, m, gamma, beta);                                                       \
     }
 
-FASTNORM_MAP_ONCE(scale, FASTNORM_SCALE)
-FASTNORM_MAP_ONCE(scale_shift, FASTNORM_SCALE_SHIFT)
-FASTNORM_MAP_ONCE(slope, FASTNORM_SLOPE)
-FASTNORM_MAP_ONCE(gradient, FASTNORM_GRADIENT)
-FASTNORM_MAP_ONCE(weighted_gradient, FASTNORM_WEIGHTED_GRADIENT)
+FASTNORM_MAPS(FASTNORM_MAP_ONCE)
 FASTNORM_MAP_ONCE(affine, FASTNORM_AFFINE)
+#undef FASTNORM_MAP_ONCE
 #endif
 
 /* What kernels call. */
-#define FASTNORM_MAP_SIXTEEN(name)                                                                                   \
-    static inline void fastnorm_##name##_sixteen(                                                                    \
-        int is_half, const uint16_t *dy, const uint16_t *x, uint16_t *y, ptrdiff_t n, fastnorm_numbers m)            \
-    {                                                                                                                \
-        (void)FASTNORM_EITHER(name, dy, x, y, n, m, NULL, NULL);                                                     \
-    }
-
-FASTNORM_MAP_SIXTEEN(scale)
-FASTNORM_MAP_SIXTEEN(scale_shift)
-FASTNORM_MAP_SIXTEEN(slope)
-FASTNORM_MAP_SIXTEEN(gradient)
-FASTNORM_MAP_SIXTEEN(weighted_gradient)
+static inline void fastnorm_map_sixteen(
+    int is_half, fastnorm_map map, const uint16_t *dy, const uint16_t *x, uint16_t *y, ptrdiff_t n,
+    fastnorm_numbers_float m)
+{
+#define FASTNORM_CASE(name, map_) if (map == map_) (void)FASTNORM_EITHER(name, dy, x, y, n, m, NULL, NULL);
+    FASTNORM_MAPS(FASTNORM_CASE)
+#undef FASTNORM_CASE
+}
 
 static inline void fastnorm_affine_sixteen(
-    int is_half, const uint16_t *x, uint16_t *y, ptrdiff_t n, fastnorm_numbers m, const float *gamma, const float *beta)
+    int is_half, const uint16_t *x, uint16_t *y, ptrdiff_t n, fastnorm_numbers_float m, const float *gamma, const float *beta)
 {
     (void)FASTNORM_EITHER(affine, x, x, y, n, m, gamma, beta);
 }

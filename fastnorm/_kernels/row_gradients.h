@@ -1,4 +1,4 @@
-/* Gradients of rows of 16 bits: what sums.h has as `row_gradients` for float and double, bit by bit as of a copy in
+/* Gradients of rows of 16 bits: what run_maps.h has as `row_gradients` for float and double, bit by bit as of a copy in
    float. */
 #ifndef FASTNORM_ROW_GRADIENTS_H
 #define FASTNORM_ROW_GRADIENTS_H

@@ -13,7 +13,8 @@ from libc.stdint cimport uint16_t
 from fastnorm._kernels cimport sixteen
 from fastnorm._kernels.arrays cimport BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Dtype, itemsize_of, real
 from fastnorm._kernels.memory cimport prefetch_far
-from fastnorm._kernels.sixteen cimport TAKES_16_BITS, Numbers
+from fastnorm._kernels.sixteen cimport GRADIENT, SCALE_SHIFT, SLOPE, TAKES_16_BITS
+from fastnorm._kernels.sixteen cimport WEIGHTED_GRADIENT, Numbers, RunMap
 
 cdef extern from "lanes.h" nogil:
     enum:
@@ -61,6 +62,22 @@ cdef extern from "lanes.h" nogil:
     void gradient_sums_double "fastnorm_gradient_sums_double"(
         const double* dy, const double* x, const double* gamma, Py_ssize_t n, double centre,
         double inverse, bint centred, Py_ssize_t ahead, double* sums, double* products)
+
+cdef extern from "maps.h" nogil:
+    void map_float "fastnorm_map_float"(
+        RunMap map, const float* dy, const float* x, float* y, Py_ssize_t n, float centre,
+        float slope, float shift, float scale, float weight)
+    void map_double "fastnorm_map_double"(
+        RunMap map, const double* dy, const double* x, double* y, Py_ssize_t n, double centre,
+        double slope, double shift, double scale, double weight)
+    void affine_rows_float "fastnorm_affine_rows_float"(
+        Py_ssize_t rows, const float* x, Py_ssize_t x_step, float* y, Py_ssize_t y_step,
+        Py_ssize_t n, bint centred, const float* centre, const float* scale, const float* shift,
+        const float* gamma, const float* beta)
+    void affine_rows_double "fastnorm_affine_rows_double"(
+        Py_ssize_t rows, const double* x, Py_ssize_t x_step, double* y, Py_ssize_t y_step,
+        Py_ssize_t n, bint centred, const double* centre, const double* scale,
+        const double* shift, const double* gamma, const double* beta)
 
 cdef enum:
     CHUNK = 4096
@@ -226,24 +243,6 @@ cdef inline void ask(const real* x, Dtype stored, Py_ssize_t n, Py_ssize_t ahead
         prefetch_far(element(x, stored, ahead), n * itemsize_of(stored))
 
 
-cdef inline void row_scale_shift(
-    const real* x, Dtype stored, real* restrict y, Py_ssize_t n, real centre, real scale,
-    real shift, Py_ssize_t ahead,
-) noexcept nogil:
-    """y = (x - centre)·scale + shift"""
-    cdef Py_ssize_t i
-    cdef Numbers m
-    ask(x, stored, n, ahead)
-    if real is float and (is_sixteen(stored)):
-        m.centre, m.scale, m.shift = centre, scale, shift
-        sixteen.scale_shift(
-            stored == FLOAT16, <const uint16_t*> x, <const uint16_t*> x, <uint16_t*> y, n, m
-        )
-        return
-    for i in range(n):
-        y[i] = (x[i] - centre) * scale + shift
-
-
 cdef inline real standard(
     real x, real centre, real rstd, real shift, bint centred
 ) noexcept nogil:
@@ -251,99 +250,85 @@ cdef inline real standard(
     return (x - centre) * rstd + shift if centred else x * rstd
 
 
-cdef inline void row_scale(
-    const real* x, Dtype stored, real* restrict y, Py_ssize_t n, real scale
+cdef inline void map_run(
+    RunMap map, const real* dy, const real* x, Dtype stored, real* y, Py_ssize_t n, real centre,
+    real slope, real shift, real scale, real weight,
 ) noexcept nogil:
-    """y = x·scale"""
-    cdef Py_ssize_t i
     cdef Numbers m
-    if real is float and (is_sixteen(stored)):
-        m.scale = scale
-        sixteen.scale(
-            stored == FLOAT16, <const uint16_t*> x, <const uint16_t*> x, <uint16_t*> y, n, m
-        )
-        return
-    for i in range(n):
-        y[i] = x[i] * scale
-
-
-cdef inline void row_affine(
-    const real* x, Dtype stored, real* restrict y, Py_ssize_t n, real centre, real rstd,
-    real shift, bint centred, const real* gamma, const real* beta,
-) noexcept nogil:
-    """y = x̂·gamma + beta, where gamma, beta or both may be NULL."""
-    cdef Py_ssize_t i
-    cdef Numbers m
-    if real is float and (is_sixteen(stored)):
-        m.centre, m.scale, m.shift = centre if centred else 0, rstd, shift if centred else -0.0
-        sixteen.affine(
-            stored == FLOAT16, <const uint16_t*> x, <uint16_t*> y, n, m, gamma, beta
-        )
-    elif gamma == NULL and beta == NULL:
-        for i in range(n):
-            y[i] = standard(x[i], centre, rstd, shift, centred)
-    elif beta == NULL:
-        for i in range(n):
-            y[i] = standard(x[i], centre, rstd, shift, centred) * gamma[i]
-    elif gamma == NULL:
-        for i in range(n):
-            y[i] = standard(x[i], centre, rstd, shift, centred) + beta[i]
+    if real is float:
+        if is_sixteen(stored):
+            m.centre, m.slope, m.shift, m.scale, m.weight = centre, slope, shift, scale, weight
+            sixteen.map(
+                stored == FLOAT16, map, <const uint16_t*> dy, <const uint16_t*> x, <uint16_t*> y,
+                n, m,
+            )
+        else:
+            map_float(map, dy, x, y, n, centre, slope, shift, scale, weight)
     else:
-        for i in range(n):
-            y[i] = standard(x[i], centre, rstd, shift, centred) * gamma[i] + beta[i]
+        map_double(map, dy, x, y, n, centre, slope, shift, scale, weight)
+
+
+cdef inline void row_scale_shift(
+    const real* x, Dtype stored, real* y, Py_ssize_t n, real centre, real scale, real shift,
+    Py_ssize_t ahead,
+) noexcept nogil:
+    """y = (x - centre)·scale + shift"""
+    ask(x, stored, n, ahead)
+    map_run(SCALE_SHIFT, x, x, stored, y, n, centre, <real> 0, shift, scale, <real> 0)
+
+
+cdef inline void affine_rows(
+    Py_ssize_t rows, const real* x, Py_ssize_t x_step, Dtype stored, real* y, Py_ssize_t y_step,
+    Py_ssize_t n, bint centred, const real* centre, const real* scale, const real* shift,
+    const real* gamma, const real* beta,
+) noexcept nogil:
+    """y = x̂·gamma + beta of some rows, where gamma, beta or both may be NULL, with
+    x̂ = (x - centre)·scale + shift; or, not centred, x·scale, and then there is no beta."""
+    cdef Py_ssize_t k
+    cdef Numbers m
+    if real is float:
+        if not is_sixteen(stored):
+            affine_rows_float(
+                rows, x, x_step, y, y_step, n, centred, centre, scale, shift, gamma, beta
+            )
+            return
+        for k in range(rows):
+            m.centre, m.scale = centre[k] if centred else 0, scale[k]
+            m.shift = shift[k] if centred else -0.0
+            sixteen.affine(
+                stored == FLOAT16, <const uint16_t*> x + k * x_step, <uint16_t*> y + k * y_step,
+                n, m, gamma, beta,
+            )
+    else:
+        affine_rows_double(
+            rows, x, x_step, y, y_step, n, centred, centre, scale, shift, gamma, beta
+        )
 
 
 cdef inline void row_gradient(
-    const real* dy, const real* x, Dtype stored, real* restrict dx, Py_ssize_t n,
-    real centre, real slope, real shift, real scale, Py_ssize_t ahead,
+    const real* dy, const real* x, Dtype stored, real* dx, Py_ssize_t n, real centre, real slope,
+    real shift, real scale, Py_ssize_t ahead,
 ) noexcept nogil:
     """dx = (dy + ((x - centre)·slope + shift))·scale"""
-    cdef Py_ssize_t i
-    cdef Numbers m
     ask(x, stored, n, ahead)
     ask(dy, stored, n, ahead)
-    if real is float and (is_sixteen(stored)):
-        m.centre, m.slope, m.shift, m.scale = centre, slope, shift, scale
-        sixteen.gradient(
-            stored == FLOAT16, <const uint16_t*> dy, <const uint16_t*> x, <uint16_t*> dx, n, m
-        )
-        return
-    for i in range(n):
-        dx[i] = (dy[i] + ((x[i] - centre) * slope + shift)) * scale
+    map_run(GRADIENT, dy, x, stored, dx, n, centre, slope, shift, scale, <real> 1)
 
 
 cdef inline void row_weighted_gradient(
-    const real* dy, const real* x, Dtype stored, real* restrict dx, Py_ssize_t n,
-    real weight, real centre, real slope, real shift, real scale, Py_ssize_t ahead,
+    const real* dy, const real* x, Dtype stored, real* dx, Py_ssize_t n, real weight, real centre,
+    real slope, real shift, real scale, Py_ssize_t ahead,
 ) noexcept nogil:
     """dx = (dy·weight + ((x - centre)·slope + shift))·scale"""
-    cdef Py_ssize_t i
-    cdef Numbers m
     ask(x, stored, n, ahead)
     ask(dy, stored, n, ahead)
-    if real is float and (is_sixteen(stored)):
-        m.centre, m.slope, m.shift, m.scale, m.weight = centre, slope, shift, scale, weight
-        sixteen.weighted_gradient(
-            stored == FLOAT16, <const uint16_t*> dy, <const uint16_t*> x, <uint16_t*> dx, n, m
-        )
-        return
-    for i in range(n):
-        dx[i] = (dy[i] * weight + ((x[i] - centre) * slope + shift)) * scale
+    map_run(WEIGHTED_GRADIENT, dy, x, stored, dx, n, centre, slope, shift, scale, weight)
 
 
 cdef inline void row_slope(
-    const real* dy, const real* x, Dtype stored, real* restrict dx, Py_ssize_t n, real slope,
-    real scale, Py_ssize_t ahead,
+    const real* dy, const real* x, Dtype stored, real* dx, Py_ssize_t n, real slope, real scale,
+    Py_ssize_t ahead,
 ) noexcept nogil:
     """dx = (dy + x·slope)·scale. For dy the sums before it have asked."""
-    cdef Py_ssize_t i
-    cdef Numbers m
     ask(x, stored, n, ahead)
-    if real is float and (is_sixteen(stored)):
-        m.slope, m.scale = slope, scale
-        sixteen.slope(
-            stored == FLOAT16, <const uint16_t*> dy, <const uint16_t*> x, <uint16_t*> dx, n, m
-        )
-        return
-    for i in range(n):
-        dx[i] = (dy[i] + x[i] * slope) * scale
+    map_run(SLOPE, dy, x, stored, dx, n, <real> 0, slope, <real> 0, scale, <real> 0)

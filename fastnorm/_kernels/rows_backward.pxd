@@ -23,8 +23,8 @@ from fastnorm._kernels.rows_narrow cimport backward_narrow
 from fastnorm._kernels.rows_task cimport FLUSH_ROWS, MAX_GROUP, NARROW, PIECE, RowMap
 from fastnorm._kernels.rows_task cimport RowSums, Task, allocate_partials, are_flushed, flush_sums
 from fastnorm._kernels.rows_task cimport elements_ahead, goes_by_tiles, is_cut, kept_map
-from fastnorm._kernels.rows_task cimport load_lengths
-from fastnorm._kernels.rows_task cimport loaded_map, parameters_of, piece_length, reserve_scratch
+from fastnorm._kernels.rows_task cimport load_lengths, loaded_map, parameter_offset, parameters_of
+from fastnorm._kernels.rows_task cimport piece_length, reserve_scratch
 from fastnorm._kernels.rows_task cimport rows_together, shifted, unflushed_rows
 from fastnorm._kernels.rows_turned cimport backward_side_by_side
 from fastnorm._kernels.sixteen cimport GradientParameters, Rows
@@ -34,6 +34,8 @@ from fastnorm._pool cimport parallel_for
 cdef extern from "lanes.h" nogil:
     enum:
         ROW_NUMBERS "FASTNORM_ROW_NUMBERS"
+
+cdef extern from "maps.h" nogil:
     void row_gradients_float "fastnorm_row_gradients_float"(
         Py_ssize_t rows, bint centred, const float* dy, Py_ssize_t dy_step, const float* x,
         Py_ssize_t x_step, const float* gamma, float* dx, Py_ssize_t dx_step, float* dgamma,
@@ -125,7 +127,7 @@ cdef inline void keep_lengths(
 cdef inline void row_numbers(
     Task* t, const RowMap* m, const RowSums* sums, Py_ssize_t rows, real* numbers
 ) noexcept nogil:
-    """What the gradients of some rows need to know of each: lanes.h."""
+    """What the gradients of some rows need to know of each: run_maps.h."""
     cdef Py_ssize_t k
     for k in range(rows):
         numbers[0], numbers[1] = <real> m[k].high, <real> m[k].rstd
@@ -440,7 +442,10 @@ cdef inline bint backward_whole_rows(Task* t, int num_threads) noexcept nogil:
         max(t.rows_per_block, <Py_ssize_t> FLUSH_ROWS), ceil_div(t.rows, MAX_PARTIALS)
     )
     blocks = ceil_div(t.rows, t.rows_per_block)
-    t.partials = allocate_partials(blocks, t.n, t.dtype, &t.sums)
+    # In the sink, rows of whole lines begin with one.
+    t.partials = allocate_partials(
+        blocks, t.n, t.dtype, 0 if t.route == PAST_CACHE else parameter_offset(t), &t.sums
+    )
     if t.partials == NULL:
         return False
     if goes_by_tiles(t):

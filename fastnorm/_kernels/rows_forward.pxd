@@ -6,18 +6,19 @@ from libc.string cimport memcpy, memset
 
 from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport BLOCKS_PER_THREAD, ceil_div, threads_for
-from fastnorm._kernels.memory cimport LINE, PAST_CACHE, Writer, at_line, choose_route, flush
-from fastnorm._kernels.memory cimport open_writer, place_stored
+from fastnorm._kernels.memory cimport IN_CACHE, LINE, PAST_CACHE, Writer, at_line, choose_route
+from fastnorm._kernels.memory cimport flush, open_writer, place_stored
 from fastnorm._kernels.moments cimport Moments, merge, merge_chunk, no_moments
 from fastnorm._kernels.operands cimport Scratch, load_block, of_this_thread, release
 from fastnorm._kernels.operands cimport nth, result_block, store_block
-from fastnorm._kernels.rows cimport CHUNK, TOGETHER, ask, element, is_sixteen, own, row_affine
-from fastnorm._kernels.rows cimport row_moments, row_scale, row_squares
+from fastnorm._kernels.rows cimport CHUNK, TOGETHER, affine_rows, ask, element, row_moments
+from fastnorm._kernels.rows cimport row_squares
 from fastnorm._kernels.rows_narrow cimport forward_narrow
 from fastnorm._kernels.rows_task cimport MAX_GROUP, NARROW, PIECE, RowMap, Task
 from fastnorm._kernels.rows_task cimport elements_ahead, finish_statistics, goes_by_tiles, is_cut
-from fastnorm._kernels.rows_task cimport is_direct, parameters_of, piece_length, reserve_scratch
-from fastnorm._kernels.rows_task cimport row_map, rows_together, shifted
+from fastnorm._kernels.rows_task cimport is_direct, parameter_offset, parameters_of, piece_length
+from fastnorm._kernels.rows_task cimport reserve_scratch
+from fastnorm._kernels.rows_task cimport row_map, rows_together, shifted, split_means
 from fastnorm._kernels.rows_turned cimport forward_side_by_side
 from fastnorm._pool cimport parallel_for
 
@@ -64,34 +65,46 @@ cdef inline Moments piece_moments(
 
 
 cdef inline void normalize(
-    Task* t, const real* x, real* y, Py_ssize_t start, Py_ssize_t n, RowMap m, Writer* writer,
-    Py_ssize_t ahead,
+    Task* t, const real* x, real* y, Py_ssize_t start, Py_ssize_t n, const real* high,
+    const real* scale, const real* shift, Writer* writer, Py_ssize_t ahead,
 ) noexcept nogil:
     """n elements of a row, whose parameters begin at `start`. x is asked for `ahead` elements
     further on."""
-    cdef const real* gamma = shifted(<const real*> t.gamma, start)
-    cdef const real* beta = shifted(<const real*> t.beta, start)
     cdef Py_ssize_t i = 0, length, size = itemsize_of(t.stored)
     cdef char* target
     while i < n:
         length = n - i
-        target = place_stored(writer, <char*> y, size, &length)
-        ask(x, t.stored, length, ahead)
-        if t.by_length:
-            row_scale(x, t.stored, <real*> target, length, <real> m.rstd)
-        elif is_sixteen(t.stored):
-            row_affine(
-                x, t.stored, <real*> target, length, <real> m.high, <real> m.rstd,
-                <real> m.shift, t.centred, shifted(gamma, i), shifted(beta, i),
-            )
-        else:
-            row_affine(
-                x, own(x), <real*> target, length, <real> m.high, <real> m.rstd,
-                <real> m.shift, t.centred, shifted(gamma, i), shifted(beta, i),
-            )
-        x = <const real*> (<const char*> x + length * size)
-        y = <real*> (<char*> y + length * size)
+        target = place_stored(writer, <char*> y + i * size, size, &length)
+        ask(element(x, t.stored, i), t.stored, length, ahead)
+        affine_rows(
+            1, element(x, t.stored, i), 0, t.stored, <real*> target, 0, length, t.centred,
+            high, scale, shift, shifted(<const real*> t.gamma, start + i),
+            shifted(<const real*> t.beta, start + i),
+        )
         i += length
+
+
+cdef inline void normalize_group(
+    Task* t, Py_ssize_t index, Py_ssize_t count, const real* x, Py_ssize_t x_stride, real* y,
+    Py_ssize_t y_stride, const double* mean, const double* rstd, Writer* writer, Py_ssize_t ahead,
+) noexcept nogil:
+    """All of some rows."""
+    cdef real high[MAX_GROUP]
+    cdef real scale[MAX_GROUP]
+    cdef real shift[MAX_GROUP]
+    cdef Py_ssize_t k
+    split_means(count, mean, rstd, high, scale, shift)
+    if t.route == IN_CACHE and t.period == 1:
+        affine_rows(
+            count, x, x_stride, t.stored, y, y_stride, t.n, t.centred, high, scale, shift,
+            <const real*> t.gamma, <const real*> t.beta,
+        )
+        return
+    for k in range(count):
+        normalize(
+            t, element(x, t.stored, k * x_stride), <real*> element(y, t.stored, k * y_stride),
+            parameters_of(t, index + k), t.n, high + k, scale + k, shift + k, writer, ahead,
+        )
 
 
 cdef inline void forward_rows(
@@ -102,7 +115,7 @@ cdef inline void forward_rows(
     cdef bint map_asks = t.route == PAST_CACHE
     cdef double mean[MAX_GROUP]
     cdef double rstd[MAX_GROUP]
-    cdef Py_ssize_t k, offset, count, ahead, x_stride, y_stride, size = itemsize_of(t.stored)
+    cdef Py_ssize_t offset, count, ahead, x_stride, y_stride
     cdef const real* x
     cdef real* y
     while index < last:
@@ -114,13 +127,10 @@ cdef inline void forward_rows(
         group_statistics(
             t, x, x_stride, index, count, 0 if map_asks else ahead, mean, rstd
         )
-        for k in range(count):
-            normalize(
-                t, <const real*> (<const char*> x + k * x_stride * size),
-                <real*> (<char*> y + k * y_stride * size),
-                parameters_of(t, index + k), t.n, row_map(t, mean[k], rstd[k]), writer,
-                ahead if map_asks else 0,
-            )
+        normalize_group(
+            t, index, count, x, x_stride, y, y_stride, mean, rstd, writer,
+            ahead if map_asks else 0,
+        )
         store_block(&t.y, offset, t.n, count, t.n, y, y_stride, writer)
         index += count
 
@@ -131,6 +141,7 @@ cdef inline void normalize_long(
 ) noexcept nogil:
     """n elements of a row, chunk by chunk."""
     cdef Py_ssize_t stop = start + n, length, offset, stride
+    cdef real high = <real> m.high, scale = <real> m.rstd, shift = <real> m.shift
     cdef const real* x
     cdef real* y
     while start < stop:
@@ -138,7 +149,9 @@ cdef inline void normalize_long(
         offset = index * t.n + start
         x = load_block(&t.x, offset, t.n, 1, length, x_scratch, &stride)
         y = result_block(&t.y, offset, t.n, length, y_scratch, &stride)
-        normalize(t, x, y, parameters_of(t, index) + start, length, m, writer, 0)
+        normalize(
+            t, x, y, parameters_of(t, index) + start, length, &high, &scale, &shift, writer, 0
+        )
         store_block(&t.y, offset, t.n, 1, length, y, stride, writer)
         start += length
 
@@ -245,31 +258,32 @@ cdef inline bint forward_pieces(Task* t, int num_threads) noexcept nogil:
 
 
 cdef inline const void* copied(
-    const void* parameter, Py_ssize_t num_bytes, char** to
+    const void* parameter, Py_ssize_t num_bytes, Py_ssize_t offset, char** to
 ) noexcept nogil:
-    cdef char* copy = to[0]
+    cdef char* copy = at_line(to[0]) + offset
     if parameter == NULL:
         return NULL
     memcpy(copy, parameter, num_bytes)
-    to[0] = at_line(copy + num_bytes)
+    to[0] = copy + num_bytes
     return copy
 
 
 cdef inline bint align_parameters(Task* t, void** memory) noexcept nogil:
-    """Those that many rows share are copied to where a line begins: a load from two lines takes
-    twice as long, and these are half of all loads. False: no memory."""
+    """Those that many rows share are copied to where they have lines where y has them: they are
+    half of all loads. False: no memory."""
     cdef Py_ssize_t num_bytes = t.n * itemsize_of(t.dtype)
+    cdef Py_ssize_t offset = parameter_offset(t)
     cdef char* to
     if t.gamma == NULL and t.beta == NULL or t.n < NARROW or t.n > CHUNK or (
         t.rows < MANY_ROWS or t.period > 1
     ):
         return True
-    memory[0] = malloc(2 * (num_bytes + LINE))
+    memory[0] = malloc(2 * (num_bytes + 2 * LINE))
     if memory[0] == NULL:
         return False
-    to = at_line(memory[0])
-    t.gamma = copied(t.gamma, num_bytes, &to)
-    t.beta = copied(t.beta, num_bytes, &to)
+    to = <char*> memory[0]
+    t.gamma = copied(t.gamma, num_bytes, offset, &to)
+    t.beta = copied(t.beta, num_bytes, offset, &to)
     return True
 
 

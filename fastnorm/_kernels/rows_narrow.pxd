@@ -12,7 +12,7 @@ from fastnorm._kernels.moments cimport settle
 from fastnorm._kernels.operands cimport Operand, load_block, result_block, store_block, transpose
 from fastnorm._kernels.rows cimport standard
 from fastnorm._kernels.rows_task cimport NARROW, SIDE_BY_SIDE, Task, finish_statistics
-from fastnorm._kernels.rows_task cimport inverse_or_zero, load_lengths
+from fastnorm._kernels.rows_task cimport inverse_or_zero, load_lengths, split_means
 from fastnorm._kernels.vectors cimport store
 
 cdef extern from "lanes.h" nogil:
@@ -122,9 +122,7 @@ cdef inline void split(
     cdef Py_ssize_t j
     for j in range(SIDE_BY_SIDE):
         high[j], scale[j], shift[j] = 0, 0, 0
-    for j in range(count):
-        high[j], scale[j] = <real> mean[j], <real> rstd[j]
-        shift[j] = <real> (-(mean[j] - high[j]) * rstd[j])
+    split_means(count, mean, rstd, high, scale, shift)
 
 
 cdef inline void tile_affine(

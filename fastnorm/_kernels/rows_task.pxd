@@ -8,7 +8,7 @@ from libc.stdlib cimport calloc
 
 from fastnorm._kernels.arrays cimport FLOAT32, NONE, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport BLOCKS_PER_THREAD, ceil_div, rows_per_block
-from fastnorm._kernels.memory cimport LINE, Route, at_line
+from fastnorm._kernels.memory cimport LINE, Route, at_line, line_offset
 from fastnorm._kernels.moments cimport Extent, Moments, is_usable, rescue
 from fastnorm._kernels.operands cimport BLOCK, SIDE, WIDE_BLOCK, Operand, Scratch, reserve
 from fastnorm._kernels.operands cimport are_adjacent, set_operand, take_as_stored
@@ -204,16 +204,24 @@ cdef inline bint reserve_scratch(Task* t, int num_threads) noexcept nogil:
     return reserve(&t.scratch, WIDE_BLOCK if any_turned(t) else BLOCK, num_threads)
 
 
+cdef inline Py_ssize_t parameter_offset(Task* t) noexcept nogil:
+    """How far after a line parameters begin, or their gradients, that have lines where y has them:
+    a vector that lies in two takes twice as long to load or to store."""
+    cdef bint are_in_step = (
+        t.y.direct and t.y.dtype == t.dtype and t.n * itemsize_of(t.dtype) % LINE == 0
+    )
+    return line_offset(t.y.data) if are_in_step else 0
+
+
 cdef inline double* allocate_partials(
-    Py_ssize_t blocks, Py_ssize_t n, Dtype dtype, void** sums
+    Py_ssize_t blocks, Py_ssize_t n, Dtype dtype, Py_ssize_t offset, void** sums
 ) noexcept nogil:
-    """(blocks, 2, n) zeros, and in the same memory as many in the type that is computed in: what a
-    block adds up of dgamma and dbeta. NULL: no memory."""
+    """(blocks, 2, n) zeros, and in the same memory, `offset` bytes after a line, as many in the
+    type that is computed in: what a block adds up of dgamma and dbeta. NULL: no memory."""
     cdef Py_ssize_t count = 2 * blocks * n, num_bytes = count * sizeof(double)
-    cdef char* memory = <char*> calloc(num_bytes + count * itemsize_of(dtype) + LINE, 1)
+    cdef char* memory = <char*> calloc(num_bytes + count * itemsize_of(dtype) + 2 * LINE, 1)
     if memory != NULL:
-        # A store that crosses a page waits for the streaming ones.
-        sums[0] = at_line(memory + num_bytes)
+        sums[0] = at_line(memory + num_bytes) + offset
     return <double*> memory
 
 
@@ -328,6 +336,17 @@ cdef inline RowMap row_map(Task* t, double mean, double rstd) noexcept nogil:
     m.shift = -(mean - m.high) * rstd
     m.scale = rstd
     return m
+
+
+cdef inline void split_means(
+    Py_ssize_t count, const double* mean, const double* rstd, real* restrict high,
+    real* restrict scale, real* restrict shift,
+) noexcept nogil:
+    """The maps of some rows: x̂ = (x - high)·scale + shift"""
+    cdef Py_ssize_t k
+    for k in range(count):
+        high[k], scale[k] = <real> mean[k], <real> rstd[k]
+        shift[k] = <real> (-(mean[k] - high[k]) * rstd[k])
 
 
 cdef inline void load_lengths(

@@ -29,22 +29,16 @@ cdef extern from "lanes.h" nogil:
         float centre, float inverse, bint centred, Py_ssize_t ahead, float* sums, float* products)
 
 cdef extern from "maps.h" nogil:
-    ctypedef struct Numbers "fastnorm_numbers":
+    ctypedef enum RunMap "fastnorm_map":
+        SCALE "FASTNORM_SCALE"
+        SCALE_SHIFT "FASTNORM_SCALE_SHIFT"
+        SLOPE "FASTNORM_SLOPE"
+        GRADIENT "FASTNORM_GRADIENT"
+        WEIGHTED_GRADIENT "FASTNORM_WEIGHTED_GRADIENT"
+    ctypedef struct Numbers "fastnorm_numbers_float":
         float centre, slope, shift, scale, weight
-    void scale "fastnorm_scale_sixteen"(
-        bint is_half, const uint16_t* dy, const uint16_t* x, uint16_t* y, Py_ssize_t n,
-        Numbers numbers)
-    void scale_shift "fastnorm_scale_shift_sixteen"(
-        bint is_half, const uint16_t* dy, const uint16_t* x, uint16_t* y, Py_ssize_t n,
-        Numbers numbers)
-    void slope "fastnorm_slope_sixteen"(
-        bint is_half, const uint16_t* dy, const uint16_t* x, uint16_t* y, Py_ssize_t n,
-        Numbers numbers)
-    void gradient "fastnorm_gradient_sixteen"(
-        bint is_half, const uint16_t* dy, const uint16_t* x, uint16_t* y, Py_ssize_t n,
-        Numbers numbers)
-    void weighted_gradient "fastnorm_weighted_gradient_sixteen"(
-        bint is_half, const uint16_t* dy, const uint16_t* x, uint16_t* y, Py_ssize_t n,
+    void map "fastnorm_map_sixteen"(
+        bint is_half, RunMap map, const uint16_t* dy, const uint16_t* x, uint16_t* y, Py_ssize_t n,
         Numbers numbers)
     void affine "fastnorm_affine_sixteen"(
         bint is_half, const uint16_t* x, uint16_t* y, Py_ssize_t n, Numbers numbers,

@@ -3,13 +3,11 @@
    `ahead`: how many elements further on memory is asked for meanwhile, or 0. */
 
 #define vector FASTNORM_NAME(vector)
-#define half FASTNORM_NAME(half)
 #define eight FASTNORM_NAME(eight)
 #define quad FASTNORM_NAME(quad)
 #define lanes FASTNORM_NAME(lanes)
 
 typedef FASTNORM_VECTOR_OF(real, FASTNORM_VECTOR) vector;
-typedef FASTNORM_VECTOR_OF(real, FASTNORM_VECTOR / 2) half;
 typedef FASTNORM_VECTOR_OF(real, 8 * sizeof(real)) eight;
 typedef FASTNORM_VECTOR_OF(real, 4 * sizeof(real)) quad;
 
@@ -209,73 +207,6 @@ FASTNORM_INLINE void FASTNORM_NAME(tile_products)(
 }
 
 #undef EACH_SHORT
-/* One vector, of any width, of a few rows, which have FASTNORM_ROW_NUMBERS numbers each:
-
-       dx = scale·(h - mean_h - x̂·mean_hx)  with  h = dy·gamma,
-       dgamma += dy·x̂,  dbeta += dy         and   x̂ = (x - centre)·rstd + shift
-
-   The rows are added one after another, but their sums are loaded and stored once. Not centred: x̂ = x·rstd, mean_h is 0,
-   and there is no dbeta. */
-#define GRADIENTS(type, i)                                                   \
-    do {                                                                     \
-        type a = *(const type *)(dgamma + i), b;                             \
-        const type g = *(const type *)(gamma + i * gamma_step);              \
-        if (centred) b = *(const type *)(dbeta + i);                         \
-        EACH(k, rows) {                                                      \
-            const real *r = numbers + k * FASTNORM_ROW_NUMBERS;              \
-            const real centre = r[0], rstd = r[1], shift = r[2];             \
-            const real scale = r[3], mean_h = r[4], mean_hx = r[5];          \
-            type h = *(const type *)(dy + k * dy_step + i);                  \
-            type x_hat = *(const type *)(x + k * x_step + i);                \
-            if (centred) x_hat = (x_hat - centre) * rstd + shift;            \
-            else x_hat *= rstd;                                              \
-            a += h * x_hat;                                                  \
-            if (centred) b += h;                                             \
-            h *= g;                                                          \
-            if (centred) h -= mean_h;                                        \
-            *(type *)(dx + k * dx_step + i) = (h - x_hat * mean_hx) * scale; \
-        }                                                                    \
-        *(type *)(dgamma + i) = a;                                           \
-        if (centred) *(type *)(dbeta + i) = b;                               \
-    } while (0)
-
-FASTNORM_INLINE void FASTNORM_NAME(gradients_of)(
-    const ptrdiff_t rows, const int centred, const real *dy, ptrdiff_t dy_step, const real *x, ptrdiff_t x_step,
-    const real *gamma, real *dx, ptrdiff_t dx_step, real *dgamma, real *dbeta, ptrdiff_t n, const real *numbers,
-    ptrdiff_t ahead, ptrdiff_t dx_ahead)
-{
-    const ptrdiff_t whole = n - n % WIDTH, gamma_step = gamma ? 1 : 0;
-    const vector ones = 1 - (vector){0};
-    ptrdiff_t i = 0, k;
-    if (!gamma) gamma = (const real *)&ones;
-    while (i < whole) {
-        const ptrdiff_t stop = whole - i < FASTNORM_EVENLY ? whole : i + FASTNORM_EVENLY;
-        for (k = 0; ahead && k < rows; ++k)
-            fastnorm_prefetch_far(x + k * x_step + i + ahead, (stop - i) * sizeof(real));
-        for (k = 0; dx_ahead && k < rows; ++k)
-            fastnorm_prefetch_far(dx + k * dx_step + i + dx_ahead, (stop - i) * sizeof(real));
-        for (; i < stop; i += WIDTH) GRADIENTS(vector, i);
-    }
-    for (; WIDTH > 1 && i + WIDTH / 2 <= n; i += WIDTH / 2) GRADIENTS(half, i);
-    for (; i < n; ++i) GRADIENTS(real, i);
-}
-
-#undef GRADIENTS
-
-/* Of 1, 2 or 4 rows; one loop for each kind. gamma is 1 where it is NULL. From a row to the next it is dy_step, x_step, dx_step elements. */
-FASTNORM_ONCE void FASTNORM_NAME(row_gradients)(
-    ptrdiff_t rows, int centred, const real *dy, ptrdiff_t dy_step, const real *x, ptrdiff_t x_step,
-    const real *gamma, real *dx, ptrdiff_t dx_step, real *dgamma, real *dbeta, ptrdiff_t n,
-    const real *numbers, ptrdiff_t ahead, ptrdiff_t dx_ahead)
-{
-#define KIND(rows, centred)      \
-    FASTNORM_NAME(gradients_of)( \
-        rows, centred, dy, dy_step, x, x_step, gamma, dx, dx_step, dgamma, dbeta, n, numbers, ahead, dx_ahead)
-    if (rows == 4) centred ? KIND(4, 1) : KIND(4, 0);
-    else if (rows == 2) centred ? KIND(2, 1) : KIND(2, 0);
-    else centred ? KIND(1, 1) : KIND(1, 0);
-#undef KIND
-}
 
 #undef EACH
 #undef QUADS
@@ -286,5 +217,4 @@ FASTNORM_ONCE void FASTNORM_NAME(row_gradients)(
 #undef lanes
 #undef quad
 #undef eight
-#undef half
 #undef vector

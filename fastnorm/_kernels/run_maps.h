@@ -1,0 +1,244 @@
+/* Maps of a run of `real`, for maps.h, which includes this for float and for double. */
+
+#define vector FASTNORM_NAME(vector)
+#define numbers FASTNORM_NAME(numbers)
+#define vector_numbers FASTNORM_NAME(vector_numbers)
+#define WIDTH ((ptrdiff_t)(sizeof(vector) / sizeof(real)))
+
+typedef struct {
+    real centre, slope, shift, scale, weight;
+} numbers;
+
+typedef struct {
+    vector centre, slope, shift, scale, weight;
+} vector_numbers;
+
+#define EACH(k, count) FASTNORM_UNROLL for (k = 0; k < (count); ++k)
+#define AT(type, p, i) (*(type *)((p) + (i)))
+#define MAPPED(type, i) FASTNORM_MAPPED(map, AT(type, dy, i), AT(type, x, i), m)
+#define WEIGHTED(type, i) (gamma ? MAPPED(type, i) * AT(type, gamma, i) : MAPPED(type, i))
+#define VALUE(type, i) (beta ? WEIGHTED(type, i) + AT(type, beta, i) : WEIGHTED(type, i))
+
+/* And then times gamma, plus beta, where these are not NULL. A vector that lies in two lines takes twice as long to load
+   or to store, and NumPy's large arrays begin 16 bytes after a line. So all vectors but the first and the last begin
+   where y has a line, or gamma, whose lines are y's if a row is whole lines. Some elements are thus computed twice: as y
+   may be x or dy, a vector is loaded before the one before it is stored. */
+FASTNORM_INLINE void FASTNORM_NAME(map_run)(
+    fastnorm_map map, const real *dy, const real *x, real *y, ptrdiff_t n, numbers m, const real *gamma,
+    const real *beta)
+{
+    const real *lines = gamma ? gamma : beta ? beta : y;
+    const ptrdiff_t last = n - WIDTH, stop = last < WIDTH ? 0 : last; /* or else the first and the last are all */
+    ptrdiff_t i = 0, next = WIDTH - (ptrdiff_t)((uintptr_t)lines / sizeof(real) % WIDTH);
+    vector value, next_value;
+    if (last < 0) {
+        FASTNORM_ROLLED
+        for (; i < n; ++i) {
+            y[i] = VALUE(real, i);
+            FASTNORM_HAS_EFFECT(); /* else compilers make vectors of this too */
+        }
+        return;
+    }
+    value = VALUE(vector, 0);
+    for (; next < stop; i = next, next += WIDTH) {
+        next_value = VALUE(vector, next);
+        AT(vector, y, i) = value;
+        value = next_value;
+    }
+    next_value = VALUE(vector, last);
+    AT(vector, y, i) = value, AT(vector, y, last) = next_value;
+}
+
+#undef VALUE
+#undef WEIGHTED
+#undef MAPPED
+
+/* One loop for each map. */
+static inline void FASTNORM_NAME(map)(
+    fastnorm_map map, const real *dy, const real *x, real *y, ptrdiff_t n, real centre, real slope, real shift,
+    real scale, real weight)
+{
+    const numbers m = {centre, slope, shift, scale, weight};
+#define CASE(_, one) if (map == one) FASTNORM_NAME(map_run)(one, dy, x, y, n, m, NULL, NULL);
+    FASTNORM_MAPS(CASE)
+#undef CASE
+}
+
+/* Of some rows: x̂·gamma + beta with x̂ = (x - centre)·scale + shift, or x·scale where they are not centred, and then there
+   is no beta. Each row has numbers of its own. */
+FASTNORM_ONCE void FASTNORM_NAME(affine_rows)(
+    ptrdiff_t rows, const real *x, ptrdiff_t x_step, real *y, ptrdiff_t y_step, ptrdiff_t n, int centred,
+    const real *centre, const real *scale, const real *shift, const real *gamma, const real *beta)
+{
+#define ROWS(map, gamma, beta)                                   \
+    for (; rows > 0; --rows, x += x_step, y += y_step) {         \
+        const numbers m = {*centre++, 0, *shift++, *scale++, 0}; \
+        FASTNORM_NAME(map_run)(map, x, x, y, n, m, gamma, beta); \
+    }
+    if (!centred && !gamma) ROWS(FASTNORM_SCALE, NULL, NULL)
+    else if (!centred) ROWS(FASTNORM_SCALE, gamma, NULL)
+    else if (!gamma && !beta) ROWS(FASTNORM_SCALE_SHIFT, NULL, NULL)
+    else if (!gamma) ROWS(FASTNORM_SCALE_SHIFT, NULL, beta)
+    else if (!beta) ROWS(FASTNORM_SCALE_SHIFT, gamma, NULL)
+    else ROWS(FASTNORM_SCALE_SHIFT, gamma, beta)
+#undef ROWS
+}
+
+/* One vector of four rows, or one element of each, whose columns have numbers of their own. Nothing is stored before all
+   is loaded: a load waits for a store that is whole pages away, as rows of y and of x often are, as if it were to the same
+   place. */
+#define COLUMN(type, all_numbers, i, to, to_step)                                                  \
+    do {                                                                                           \
+        type values[4], gradients[4];                                                              \
+        all_numbers m;                                                                             \
+        m.scale = AT(type, scale, i);                                                              \
+        if (centred) m.centre = AT(type, centre, i), m.shift = AT(type, shift, i);                 \
+        if (is_gradient) m.slope = AT(type, slope, i);                                             \
+        if (map == FASTNORM_WEIGHTED_GRADIENT) m.weight = AT(type, weight, i);                     \
+        EACH(k, 4) values[k] = AT(type, x, k * x_step + i);                                        \
+        EACH(k, 4) gradients[k] = is_gradient ? AT(type, dy, k * dy_step + i) : values[k];         \
+        EACH(k, 4) AT(type, to, k * (to_step)) = FASTNORM_MAPPED(map, gradients[k], values[k], m); \
+    } while (0)
+
+/* Vectors begin where y has whole ones; the first and the last are as in map_run. */
+FASTNORM_INLINE void FASTNORM_NAME(four_rows)(
+    fastnorm_map map, const real *dy, ptrdiff_t dy_step, const real *x, ptrdiff_t x_step, real *y, ptrdiff_t y_step,
+    ptrdiff_t n, const real *centre, const real *slope, const real *shift, const real *scale, const real *weight)
+{
+    const int centred = map != FASTNORM_SCALE && map != FASTNORM_SLOPE;
+    const int is_gradient = map != FASTNORM_SCALE && map != FASTNORM_SCALE_SHIFT;
+    const ptrdiff_t last = n - WIDTH;
+    vector edges[2][4];
+    ptrdiff_t i, k;
+    if (last < 0) {
+        FASTNORM_ROLLED
+        for (i = 0; i < n; ++i) {
+            COLUMN(real, numbers, i, y + i, y_step);
+            FASTNORM_HAS_EFFECT();
+        }
+        return;
+    }
+    COLUMN(vector, vector_numbers, 0, (real *)edges[0], WIDTH);
+    COLUMN(vector, vector_numbers, last, (real *)edges[1], WIDTH);
+    for (i = WIDTH - (ptrdiff_t)((uintptr_t)y / sizeof(real) % WIDTH); i < last; i += WIDTH)
+        COLUMN(vector, vector_numbers, i, y + i, y_step);
+    for (k = 0; k < 4; ++k) AT(vector, y, k * y_step) = edges[0][k], AT(vector, y, k * y_step + last) = edges[1][k];
+}
+
+#undef COLUMN
+
+/* centre and shift are NULL where they are 0, weight where it is 1. */
+FASTNORM_ONCE void FASTNORM_NAME(map_four_rows)(
+    int is_gradient, const real *dy, ptrdiff_t dy_step, const real *x, ptrdiff_t x_step, real *y, ptrdiff_t y_step,
+    ptrdiff_t n, const real *centre, const real *slope, const real *shift, const real *scale, const real *weight)
+{
+#define FOUR_ROWS(map) \
+    FASTNORM_NAME(four_rows)(map, dy, dy_step, x, x_step, y, y_step, n, centre, slope, shift, scale, weight)
+    if (!is_gradient) centre ? FOUR_ROWS(FASTNORM_SCALE_SHIFT) : FOUR_ROWS(FASTNORM_SCALE);
+    else if (!centre) FOUR_ROWS(FASTNORM_SLOPE);
+    else weight ? FOUR_ROWS(FASTNORM_WEIGHTED_GRADIENT) : FOUR_ROWS(FASTNORM_GRADIENT);
+#undef FOUR_ROWS
+}
+
+/* One vector of a few rows, or one element, which have FASTNORM_ROW_NUMBERS numbers each:
+
+       dx = scale·(h - mean_h - x̂·mean_hx)  with  h = dy·gamma,
+       dgamma += dy·x̂,  dbeta += dy         and   x̂ = (x - centre)·rstd + shift
+
+   The rows are added one after another, but their sums are loaded and stored once, and all is loaded before anything is
+   stored, as in COLUMN. Not centred: x̂ = x·rstd, mean_h is 0, and there is no dbeta. */
+#define GRADIENTS(type, i, to, to_step)                                 \
+    do {                                                                \
+        type a = AT(type, dgamma, i), b, h[4], x_hat[4];                \
+        const type g = AT(type, gamma, i * gamma_step);                 \
+        if (centred) b = AT(type, dbeta, i);                            \
+        EACH(k, rows) h[k] = AT(type, dy, k * dy_step + i);             \
+        EACH(k, rows) x_hat[k] = AT(type, x, k * x_step + i);           \
+        EACH(k, rows) {                                                 \
+            const real *r = row_numbers + k * FASTNORM_ROW_NUMBERS;     \
+            const real centre = r[0], rstd = r[1], shift = r[2];        \
+            const real scale = r[3], mean_h = r[4], mean_hx = r[5];     \
+            if (centred) x_hat[k] = (x_hat[k] - centre) * rstd + shift; \
+            else x_hat[k] *= rstd;                                      \
+            a += h[k] * x_hat[k];                                       \
+            if (centred) b += h[k];                                     \
+            h[k] *= g;                                                  \
+            if (centred) h[k] -= mean_h;                                \
+            h[k] = (h[k] - x_hat[k] * mean_hx) * scale;                 \
+            AT(type, to, k * (to_step)) = h[k];                         \
+        }                                                               \
+        AT(type, dgamma, i) = a;                                        \
+        if (centred) AT(type, dbeta, i) = b;                            \
+    } while (0)
+
+/* The first or the last vector, of which others have the elements from `kept` on too, and add them up. */
+#define EDGE(i, kept, to)                                       \
+    do {                                                        \
+        const vector a = AT(vector, dgamma, kept);              \
+        const vector b = centred ? AT(vector, dbeta, kept) : a; \
+        GRADIENTS(vector, i, to, WIDTH);                        \
+        AT(vector, dgamma, kept) = a;                           \
+        if (centred) AT(vector, dbeta, kept) = b;               \
+    } while (0)
+
+/* Vectors begin where dgamma has whole ones, as do those of dx if a row is whole lines. */
+FASTNORM_INLINE void FASTNORM_NAME(gradients_of)(
+    const ptrdiff_t rows, const int centred, const real *dy, ptrdiff_t dy_step, const real *x, ptrdiff_t x_step,
+    const real *gamma, real *dx, ptrdiff_t dx_step, real *dgamma, real *dbeta, ptrdiff_t n, const real *row_numbers,
+    ptrdiff_t ahead, ptrdiff_t dx_ahead)
+{
+    const vector ones = 1 - (vector){0};
+    const ptrdiff_t gamma_step = gamma ? 1 : 0, last = n - WIDTH;
+    const ptrdiff_t first = (ptrdiff_t)(-((uintptr_t)dgamma / sizeof(real)) % (uintptr_t)WIDTH);
+    const ptrdiff_t whole = n - (n - first) % WIDTH;
+    vector edges[2][4];
+    ptrdiff_t i, k;
+    if (!gamma) gamma = (const real *)&ones;
+    if (last < WIDTH) {
+        FASTNORM_ROLLED
+        for (i = 0; i < n; ++i) {
+            GRADIENTS(real, i, dx + i, dx_step);
+            FASTNORM_HAS_EFFECT();
+        }
+        return;
+    }
+    if (first > 0) EDGE(0, first, (real *)edges[0]);
+    if (whole < n) EDGE(last, whole - WIDTH, (real *)edges[1]);
+    i = first;
+    while (i < whole) {
+        const ptrdiff_t stop = whole - i < FASTNORM_EVENLY ? whole : i + FASTNORM_EVENLY;
+        for (k = 0; ahead && k < rows; ++k)
+            fastnorm_prefetch_far(x + k * x_step + i + ahead, (stop - i) * sizeof(real));
+        for (k = 0; dx_ahead && k < rows; ++k)
+            fastnorm_prefetch_far(dx + k * dx_step + i + dx_ahead, (stop - i) * sizeof(real));
+        for (; i < stop; i += WIDTH) GRADIENTS(vector, i, dx + i, dx_step);
+    }
+    for (k = 0; first > 0 && k < rows; ++k) AT(vector, dx, k * dx_step) = edges[0][k];
+    for (k = 0; whole < n && k < rows; ++k) AT(vector, dx, k * dx_step + last) = edges[1][k];
+}
+
+#undef EDGE
+#undef GRADIENTS
+
+/* Of 1, 2 or 4 rows; one loop for each kind. gamma is 1 where it is NULL. From a row to the next it is dy_step, x_step,
+   dx_step elements. */
+FASTNORM_ONCE void FASTNORM_NAME(row_gradients)(
+    ptrdiff_t rows, int centred, const real *dy, ptrdiff_t dy_step, const real *x, ptrdiff_t x_step,
+    const real *gamma, real *dx, ptrdiff_t dx_step, real *dgamma, real *dbeta, ptrdiff_t n,
+    const real *row_numbers, ptrdiff_t ahead, ptrdiff_t dx_ahead)
+{
+#define KIND(rows, centred)      \
+    FASTNORM_NAME(gradients_of)( \
+        rows, centred, dy, dy_step, x, x_step, gamma, dx, dx_step, dgamma, dbeta, n, row_numbers, ahead, dx_ahead)
+    if (rows == 4) centred ? KIND(4, 1) : KIND(4, 0);
+    else if (rows == 2) centred ? KIND(2, 1) : KIND(2, 0);
+    else centred ? KIND(1, 1) : KIND(1, 0);
+#undef KIND
+}
+
+#undef AT
+#undef EACH
+#undef WIDTH
+#undef vector_numbers
+#undef numbers
+#undef vector
