@@ -282,7 +282,7 @@ cdef inline void numbers_across(
     Task* t, const real* x, Py_ssize_t step, const real* dy, Py_ssize_t dy_step, Py_ssize_t index,
     Py_ssize_t count, Py_ssize_t at_once, real* lanes, real* restrict numbers,
 ) noexcept nogil:
-    """The six numbers of each row (run_maps.h), which take MAX_GROUP places each: as `row_numbers`."""
+    """The six numbers of each row (run_maps.h), which take MAX_GROUP places each: `row_numbers`."""
     cdef double h[MAX_GROUP]
     cdef double hx[MAX_GROUP]
     cdef double shift[MAX_GROUP]
