@@ -29,7 +29,7 @@ from fastnorm._kernels.channels_task cimport Grid, Tile, at_sample, block_at, is
 from fastnorm._kernels.channels_task cimport mapped_view, plan_whole_tiles, range_count
 from fastnorm._kernels.channels_task cimport range_width, read_tile, widen_tiles
 from fastnorm._kernels.columns cimport STRIP
-from fastnorm._kernels.memory cimport IN_CACHE, LINE, at_line, bytes_ahead, choose_route
+from fastnorm._kernels.memory cimport IN_CACHE, PAGE, apart_from, bytes_ahead, choose_route
 from fastnorm._kernels.memory cimport last_first
 from fastnorm._kernels.operands cimport BLOCK, Scratch, nth, of_this_thread, release, reserve
 from fastnorm._pool cimport parallel_for
@@ -295,7 +295,7 @@ cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
     if t.reduction == NO_REDUCTION:
         partials = 0
     memory = <char*> malloc(
-        2 * partials + t.batch * COEFFICIENTS * mapped.width * itemsize_of(t.dtype) + LINE
+        2 * partials + t.batch * COEFFICIENTS * mapped.width * itemsize_of(t.dtype) + PAGE
     )
     if memory == NULL:
         return False
@@ -305,7 +305,8 @@ cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
     mapped.scratch = t.scratch
     t.first = mapped.first = <double*> memory
     t.second = mapped.second = <double*> (memory + partials)
-    t.coefficients = mapped.coefficients = at_line(memory + 2 * partials)
+    # NumPy's large arrays begin 16 bytes after a page.
+    t.coefficients = mapped.coefficients = apart_from(NULL, memory + 2 * partials)
     mapped.route, mapped.ahead = t.route, t.ahead
     if t.whole_tiles:
         parallel_for(whole_block, t, t.batch * t.grid.tiles, team)

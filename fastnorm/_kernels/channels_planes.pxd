@@ -1,7 +1,5 @@
 """Channels that are planes: each is N runs of S elements, summed in lanes (rows.pxd)."""
 
-from libc.string cimport memset
-
 from fastnorm._kernels.arrays cimport itemsize_of, real
 from fastnorm._kernels.channels_task cimport CENTRE, CENTRED_SUMS, GRADIENT, GRADIENT_SUMS
 from fastnorm._kernels.channels_task cimport INVERSE, MAX_TILE, MOMENTS, PIECE, SCALE, SCALE_SHIFT
@@ -10,9 +8,9 @@ from fastnorm._kernels.memory cimport IN_CACHE, PAST_CACHE, Writer, flush, open_
 from fastnorm._kernels.memory cimport place_stored, prefetch
 from fastnorm._kernels.moments cimport Moments, merge_centred, merge_chunk, no_moments
 from fastnorm._kernels.operands cimport SCRATCH_ROWS, load_block, result_block, store_block
-from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, FOLDED, TOGETHER, add_centred_sums
-from fastnorm._kernels.rows cimport add_gradient_sums, add_squares, clear, element, end_folds
-from fastnorm._kernels.rows cimport fold, row_gradient, row_gradient_sums, row_moments
+from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, TOGETHER, add_centred_sums
+from fastnorm._kernels.rows cimport add_gradient_sums, add_squares, clear, element, fold
+from fastnorm._kernels.rows cimport row_gradient, row_gradient_sums, row_moments
 from fastnorm._kernels.rows cimport row_scale_shift, row_sum, row_weighted_gradient
 
 cdef inline Py_ssize_t piece_length(Channels* t, Py_ssize_t unit) noexcept nogil:
@@ -106,27 +104,6 @@ cdef inline void reduce_planes(
         t.second[b.range * t.width + b.first_channel + k] = moments[k].m2
 
 
-cdef inline void row_gradient_numbers(
-    Channels* t, const real* x, Py_ssize_t stride, const real* dy, Py_ssize_t dy_stride,
-    Py_ssize_t channel, Py_ssize_t count, Py_ssize_t n, double* first, double* second,
-) noexcept nogil:
-    """Σdy and Σdy·x̂ of n elements of some channels: TOGETHER, at most."""
-    cdef real sums[FOLDED * TOGETHER]
-    cdef real products[FOLDED * TOGETHER]
-    cdef const real* coefficients = <const real*> t.coefficients + channel
-    cdef Py_ssize_t k
-    memset(sums, 0, sizeof(sums))
-    memset(products, 0, sizeof(products))
-    for k in range(count):
-        row_gradient_sums(
-            element(dy, t.stored, k * dy_stride), element(x, t.stored, k * stride), t.stored,
-            <const real*> NULL, n, coefficients[k], coefficients[INVERSE * t.width + k],
-            t.centred, <Py_ssize_t> 0, sums + k, products + k,
-        )
-    end_folds(sums, count, first)
-    end_folds(products, count, second)
-
-
 cdef inline void row_numbers(
     Channels* t, Py_ssize_t start, Py_ssize_t channel, Py_ssize_t count, Py_ssize_t n,
     real* x_scratch, real* dy_scratch, double* first, double* second,
@@ -134,10 +111,14 @@ cdef inline void row_numbers(
     """The two numbers of n elements, a chunk at most, of some channels, from `start` on."""
     cdef Py_ssize_t index = t.origin + channel * t.s + start, stride, dy_stride
     cdef const real* x = load_block(t.x, index, t.s, count, n, x_scratch, &stride)
+    cdef const real* coefficients = <const real*> t.coefficients + channel
     cdef const real* dy
     if t.reduction == GRADIENT_SUMS:
         dy = load_block(t.dy, index, t.s, count, n, dy_scratch, &dy_stride)
-        row_gradient_numbers(t, x, stride, dy, dy_stride, channel, count, n, first, second)
+        row_gradient_sums(
+            dy, dy_stride, x, stride, t.stored, count, n, <const real*> NULL, 0, coefficients,
+            coefficients + INVERSE * t.width, t.centred, <Py_ssize_t> 0, first, second,
+        )
     else:
         row_moments(x, t.stored, stride, count, n, <Py_ssize_t> 0, first, second)
 

@@ -135,7 +135,7 @@ cdef inline bint backward_rows_of_groups(GroupRows* g, int num_threads) noexcept
         ceil_div(samples, max(MAX_PARTIALS // g.tiles, <Py_ssize_t> 1)),
     )
     g.ranges = ceil_div(samples, g.samples_per_range)
-    g.partials = allocate_partials(g.ranges, width, t.dtype, 0, &g.sums)
+    g.partials = allocate_partials(g.ranges, width, t.dtype, NULL, &g.sums)
     if g.partials == NULL:
         return False
     parallel_for(samples_block, g, g.ranges * g.tiles, num_threads)

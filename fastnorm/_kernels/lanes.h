@@ -139,11 +139,13 @@ static inline void fastnorm_add_gradients_sixteen(
     (void)FASTNORM_EITHER(add_gradients, dy, x, n, centre, inverse, centred, ahead, sums, products);
 }
 
-static inline void fastnorm_gradient_sums_sixteen(
-    int is_half, const uint16_t *dy, const uint16_t *x, const float *gamma, ptrdiff_t n, float centre, float inverse,
-    int centred, ptrdiff_t ahead, float *sums, float *products)
+static inline void fastnorm_few_gradients_sixteen(
+    int is_half, const uint16_t *dy, ptrdiff_t dy_step, const uint16_t *x, ptrdiff_t x_step, ptrdiff_t rows, ptrdiff_t n,
+    const float *gamma, ptrdiff_t gamma_step, const float *centre, const float *inverse, int centred, ptrdiff_t ahead,
+    double *sums, double *products)
 {
-    (void)FASTNORM_EITHER(gradient_sums, dy, x, gamma, n, centre, inverse, centred, ahead, sums, products);
+    (void)FASTNORM_EITHER(
+        few_gradients, dy, dy_step, x, x_step, rows, n, gamma, gamma_step, centre, inverse, centred, ahead, sums, products);
 }
 
 #endif

@@ -104,6 +104,14 @@ cdef inline char* at_line(void* p) noexcept nogil:
     return <char*> p + (LINE - <Py_ssize_t> (<uintptr_t> p % LINE)) % LINE
 
 
+cdef inline char* apart_from(const char* y, void* p) noexcept nogil:
+    """The first address from p on, which is less than a page further, that is half a page from
+    where y is in its page: it has lines where y has them, and nobody who loads from there waits for
+    stores to y. A load waits for a store that is whole pages away, as if it were to the same place.
+    """
+    return <char*> p + (<uintptr_t> y + PAGE // 2 - <uintptr_t> p) % PAGE
+
+
 cdef inline Py_ssize_t line_offset(const char* p) noexcept nogil:
     return <Py_ssize_t> (<uintptr_t> p % LINE)
 

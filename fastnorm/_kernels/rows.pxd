@@ -19,14 +19,9 @@ from fastnorm._kernels.sixteen cimport WEIGHTED_GRADIENT, Numbers, RunMap
 cdef extern from "lanes.h" nogil:
     enum:
         ALL_LANES "FASTNORM_ALL_LANES"
-        FOLDED "FASTNORM_FOLDED"
         TOGETHER "FASTNORM_TOGETHER"
     double fold_float "fastnorm_fold_float"(const float* lanes)
     double fold_double "fastnorm_fold_double"(const double* lanes)
-    void end_folds_float "fastnorm_end_folds_float"(
-        const float* folded, Py_ssize_t rows, double* sums)
-    void end_folds_double "fastnorm_end_folds_double"(
-        const double* folded, Py_ssize_t rows, double* sums)
     double sum_float "fastnorm_sum_float"(const float* x, Py_ssize_t n)
     double sum_double "fastnorm_sum_double"(const double* x, Py_ssize_t n)
     void add_centred_float "fastnorm_add_centred_float"(
@@ -56,12 +51,14 @@ cdef extern from "lanes.h" nogil:
     void add_gradients_double "fastnorm_add_gradients_double"(
         const double* dy, const double* x, Py_ssize_t n, double centre, double inverse,
         bint centred, Py_ssize_t ahead, double* sums, double* products)
-    void gradient_sums_float "fastnorm_gradient_sums_float"(
-        const float* dy, const float* x, const float* gamma, Py_ssize_t n, float centre,
-        float inverse, bint centred, Py_ssize_t ahead, float* sums, float* products)
-    void gradient_sums_double "fastnorm_gradient_sums_double"(
-        const double* dy, const double* x, const double* gamma, Py_ssize_t n, double centre,
-        double inverse, bint centred, Py_ssize_t ahead, double* sums, double* products)
+    void few_gradients_float "fastnorm_few_gradients_float"(
+        const float* dy, Py_ssize_t dy_step, const float* x, Py_ssize_t x_step, Py_ssize_t rows,
+        Py_ssize_t n, const float* gamma, Py_ssize_t gamma_step, const float* centre,
+        const float* inverse, bint centred, Py_ssize_t ahead, double* sums, double* products)
+    void few_gradients_double "fastnorm_few_gradients_double"(
+        const double* dy, Py_ssize_t dy_step, const double* x, Py_ssize_t x_step, Py_ssize_t rows,
+        Py_ssize_t n, const double* gamma, Py_ssize_t gamma_step, const double* centre,
+        const double* inverse, bint centred, Py_ssize_t ahead, double* sums, double* products)
 
 cdef extern from "maps.h" nogil:
     void map_float "fastnorm_map_float"(
@@ -70,6 +67,12 @@ cdef extern from "maps.h" nogil:
     void map_double "fastnorm_map_double"(
         RunMap map, const double* dy, const double* x, double* y, Py_ssize_t n, double centre,
         double slope, double shift, double scale, double weight)
+    void slope_rows_float "fastnorm_slope_rows_float"(
+        Py_ssize_t rows, const float* dy, Py_ssize_t dy_step, const float* x, Py_ssize_t x_step,
+        float* y, Py_ssize_t y_step, Py_ssize_t n, const float* slope, const float* scale)
+    void slope_rows_double "fastnorm_slope_rows_double"(
+        Py_ssize_t rows, const double* dy, Py_ssize_t dy_step, const double* x, Py_ssize_t x_step,
+        double* y, Py_ssize_t y_step, Py_ssize_t n, const double* slope, const double* scale)
     void affine_rows_float "fastnorm_affine_rows_float"(
         Py_ssize_t rows, const float* x, Py_ssize_t x_step, float* y, Py_ssize_t y_step,
         Py_ssize_t n, bint centred, const float* centre, const float* scale, const float* shift,
@@ -116,15 +119,6 @@ cdef inline double fold(const real* lanes) noexcept nogil:
         return fold_float(lanes)
     else:
         return fold_double(lanes)
-
-
-cdef inline void end_folds(const real* folded, Py_ssize_t rows, double* sums) noexcept nogil:
-    """Sum of the lanes of each row, of which the sums below have left FOLDED numbers, TOGETHER
-    apart."""
-    if real is float:
-        end_folds_float(folded, rows, sums)
-    else:
-        end_folds_double(folded, rows, sums)
 
 
 cdef inline double row_sum(const real* x, Dtype stored, Py_ssize_t n) noexcept nogil:
@@ -218,20 +212,28 @@ cdef inline void add_gradient_sums(
 
 
 cdef inline void row_gradient_sums(
-    const real* dy, const real* x, Dtype stored, const real* gamma, Py_ssize_t n, real centre,
-    real inverse, bint centred, Py_ssize_t ahead, real* sums, real* products,
+    const real* dy, Py_ssize_t dy_step, const real* x, Py_ssize_t x_step, Dtype stored,
+    Py_ssize_t rows, Py_ssize_t n, const real* gamma, Py_ssize_t gamma_step, const real* centre,
+    const real* inverse, bint centred, Py_ssize_t ahead, double* sums, double* products,
 ) noexcept nogil:
-    """Σh and Σ(h·x̂), likewise, for `end_folds`, with h = dy·gamma, or dy where gamma is NULL."""
+    """Σh and Σ(h·x̂) of each of TOGETHER rows, at most, likewise, with h = dy·gamma, or dy where
+    gamma is NULL. From a row's gamma to the next it is gamma_step elements."""
     if real is float:
         if is_sixteen(stored):
-            sixteen.gradient_sums(
-                stored == FLOAT16, <const uint16_t*> dy, <const uint16_t*> x, gamma, n, centre,
-                inverse, centred, ahead, sums, products,
+            sixteen.few_gradients(
+                stored == FLOAT16, <const uint16_t*> dy, dy_step, <const uint16_t*> x, x_step,
+                rows, n, gamma, gamma_step, centre, inverse, centred, ahead, sums, products,
             )
         else:
-            gradient_sums_float(dy, x, gamma, n, centre, inverse, centred, ahead, sums, products)
+            few_gradients_float(
+                dy, dy_step, x, x_step, rows, n, gamma, gamma_step, centre, inverse, centred,
+                ahead, sums, products,
+            )
     else:
-        gradient_sums_double(dy, x, gamma, n, centre, inverse, centred, ahead, sums, products)
+        few_gradients_double(
+            dy, dy_step, x, x_step, rows, n, gamma, gamma_step, centre, inverse, centred, ahead,
+            sums, products,
+        )
 
 
 # The maps write y while x is at hand; y may be x itself.
@@ -325,10 +327,22 @@ cdef inline void row_weighted_gradient(
     map_run(WEIGHTED_GRADIENT, dy, x, stored, dx, n, centre, slope, shift, scale, weight)
 
 
-cdef inline void row_slope(
-    const real* dy, const real* x, Dtype stored, real* dx, Py_ssize_t n, real slope, real scale,
-    Py_ssize_t ahead,
+cdef inline void slope_rows(
+    Py_ssize_t rows, const real* dy, Py_ssize_t dy_step, const real* x, Py_ssize_t x_step,
+    Dtype stored, real* dx, Py_ssize_t dx_step, Py_ssize_t n, const real* slope, const real* scale,
 ) noexcept nogil:
-    """dx = (dy + x·slope)·scale. For dy the sums before it have asked."""
-    ask(x, stored, n, ahead)
-    map_run(SLOPE, dy, x, stored, dx, n, <real> 0, slope, <real> 0, scale, <real> 0)
+    """dx = (dy + x·slope)·scale of some rows"""
+    cdef Py_ssize_t k
+    cdef Numbers m
+    if real is float:
+        if not is_sixteen(stored):
+            slope_rows_float(rows, dy, dy_step, x, x_step, dx, dx_step, n, slope, scale)
+            return
+        for k in range(rows):
+            m.slope, m.scale = slope[k], scale[k]
+            sixteen.map(
+                stored == FLOAT16, SLOPE, <const uint16_t*> dy + k * dy_step,
+                <const uint16_t*> x + k * x_step, <uint16_t*> dx + k * dx_step, n, m,
+            )
+    else:
+        slope_rows_double(rows, dy, dy_step, x, x_step, dx, dx_step, n, slope, scale)

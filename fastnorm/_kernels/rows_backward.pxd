@@ -17,13 +17,13 @@ from fastnorm._kernels.memory cimport IN_CACHE, PAST_CACHE, Writer, choose_route
 from fastnorm._kernels.memory cimport flush, open_writer, place_rows, place_stored
 from fastnorm._kernels.operands cimport Scratch, load_block, of_this_thread, release
 from fastnorm._kernels.operands cimport nth, result_block, store_block
-from fastnorm._kernels.rows cimport CHUNK, FOLDED, TOGETHER, element, end_folds, is_sixteen
-from fastnorm._kernels.rows cimport row_gradient_sums, row_slope
+from fastnorm._kernels.rows cimport CHUNK, TOGETHER, ask, element, is_sixteen, row_gradient_sums
+from fastnorm._kernels.rows cimport slope_rows
 from fastnorm._kernels.rows_narrow cimport backward_narrow
 from fastnorm._kernels.rows_task cimport FLUSH_ROWS, MAX_GROUP, NARROW, PIECE, RowMap
 from fastnorm._kernels.rows_task cimport RowSums, Task, allocate_partials, are_flushed, flush_sums
 from fastnorm._kernels.rows_task cimport elements_ahead, goes_by_tiles, is_cut, kept_map
-from fastnorm._kernels.rows_task cimport load_lengths, loaded_map, parameter_offset, parameters_of
+from fastnorm._kernels.rows_task cimport lines_of_y, load_lengths, loaded_map, parameters_of
 from fastnorm._kernels.rows_task cimport piece_length, reserve_scratch
 from fastnorm._kernels.rows_task cimport rows_together, shifted, unflushed_rows
 from fastnorm._kernels.rows_turned cimport backward_side_by_side
@@ -56,26 +56,21 @@ cdef inline void chunk_row_sums(
     """Σh and Σ(h·x̂), with h = dy·gamma, of n elements of TOGETHER rows, at most, and their maps.
     Their parameters begin at `start`, and those of a row `step` elements after those of the row
     before."""
-    cdef real h[FOLDED * TOGETHER]
-    cdef real hx[FOLDED * TOGETHER]
+    cdef real centre[TOGETHER]
+    cdef real inverse[TOGETHER]
     cdef double sums_h[TOGETHER]
     cdef double sums_hx[TOGETHER]
     cdef double norm[TOGETHER]
     cdef double g[TOGETHER]
     cdef Py_ssize_t k
-    memset(h, 0, sizeof(h))
-    memset(hx, 0, sizeof(hx))
     load_lengths(t, index, count, norm, g)
     for k in range(count):
         maps[k] = loaded_map(t, index + k, norm + k, g + k)
-        row_gradient_sums(
-            element(dy, t.stored, k * dy_step), element(x, t.stored, k * x_step), t.stored,
-            shifted(<const real*> t.gamma, start + k * step), n, <real> maps[k].high,
-            <real> maps[k].rstd, t.centred, ahead, h + k, hx + k,
-        )
-    end_folds(hx, count, sums_hx)
-    if t.centred:
-        end_folds(h, count, sums_h)
+        centre[k], inverse[k] = <real> maps[k].high, <real> maps[k].rstd
+    row_gradient_sums(
+        dy, dy_step, x, x_step, t.stored, count, n, shifted(<const real*> t.gamma, start), step,
+        centre, inverse, t.centred, ahead, sums_h, sums_hx,
+    )
     for k in range(count):
         sums[k].h, sums[k].hx = 0, sums_hx[k]
         if t.centred:
@@ -168,23 +163,47 @@ cdef inline void row_gradients(
 
 
 cdef inline void length_gradients(
-    Task* t, const real* x, const real* dy, real* dx, Py_ssize_t n, RowMap m, RowSums sums,
+    Task* t, const real* x, const real* dy, real* dx, Py_ssize_t n, real slope, real scale,
     Writer* writer, Py_ssize_t ahead,
 ) noexcept nogil:
-    """Of weight norm, for n elements of one row: dx = (dy - x/‖x‖·dg)·scale."""
-    cdef real slope = <real> -(m.rstd * sums.hx)
+    """Of weight norm, for n elements of one row: dx = (dy + x·slope)·scale. x is asked for: for dy
+    the sums have asked."""
     cdef Py_ssize_t i = 0, length
-    cdef real* target
+    cdef char* target
     while i < n:
         length = n - i
-        target = <real*> place_stored(
+        target = place_stored(
             writer, <char*> element(dx, t.stored, i), itemsize_of(t.stored), &length
         )
-        row_slope(
-            element(dy, t.stored, i), element(x, t.stored, i), t.stored, target, length, slope,
-            <real> m.scale, ahead,
+        ask(element(x, t.stored, i), t.stored, length, ahead)
+        slope_rows(
+            1, element(dy, t.stored, i), 0, element(x, t.stored, i), 0, t.stored, <real*> target,
+            0, length, &slope, &scale,
         )
         i += length
+
+
+cdef inline void group_length_gradients(
+    Task* t, Py_ssize_t count, const real* x, Py_ssize_t x_stride, const real* dy,
+    Py_ssize_t dy_stride, real* dx, Py_ssize_t dx_stride, const RowMap* maps, const RowSums* sums,
+    Writer* writer, Py_ssize_t ahead,
+) noexcept nogil:
+    """The same of all of some rows: dx = (dy - x/‖x‖·dg)·scale."""
+    cdef real slope[MAX_GROUP]
+    cdef real scale[MAX_GROUP]
+    cdef Py_ssize_t k
+    for k in range(count):
+        slope[k], scale[k] = <real> -(maps[k].rstd * sums[k].hx), <real> maps[k].scale
+    if t.route == IN_CACHE:
+        slope_rows(
+            count, dy, dy_stride, x, x_stride, t.stored, dx, dx_stride, t.n, slope, scale
+        )
+        return
+    for k in range(count):
+        length_gradients(
+            t, element(x, t.stored, k * x_stride), element(dy, t.stored, k * dy_stride),
+            <real*> element(dx, t.stored, k * dx_stride), t.n, slope[k], scale[k], writer, ahead,
+        )
 
 
 cdef inline void gradients(
@@ -197,7 +216,9 @@ cdef inline void gradients(
     cdef Py_ssize_t i = 0, length
     cdef char* target
     if t.by_length:
-        length_gradients(t, x, dy, dx, n, m[0], sums[0], writer, ahead)
+        length_gradients(
+            t, x, dy, dx, n, <real> -(m.rstd * sums.hx), <real> m.scale, writer, ahead
+        )
         return
     row_numbers(t, m, sums, 1, numbers)
     while i < n:
@@ -300,12 +321,11 @@ cdef inline void backward_group(
         k += TOGETHER
     keep_lengths(t, index, count, sums)
     k = 0
-    while t.by_length and k < count:  # nothing is added up over rows
-        length_gradients(
-            t, element(x, t.stored, k * x_stride), element(dy, t.stored, k * dy_stride),
-            <real*> element(dx, t.stored, k * dx_stride), t.n, maps[k], sums[k], writer, ahead,
+    if t.by_length:  # nothing is added up over rows
+        group_length_gradients(
+            t, count, x, x_stride, dy, dy_stride, dx, dx_stride, maps, sums, writer, ahead
         )
-        k += 1
+        k = count
     while k < count:
         together = rows_at_once(t, index + k, count - k, step)
         group_gradients(
@@ -442,10 +462,7 @@ cdef inline bint backward_whole_rows(Task* t, int num_threads) noexcept nogil:
         max(t.rows_per_block, <Py_ssize_t> FLUSH_ROWS), ceil_div(t.rows, MAX_PARTIALS)
     )
     blocks = ceil_div(t.rows, t.rows_per_block)
-    # In the sink, rows of whole lines begin with one.
-    t.partials = allocate_partials(
-        blocks, t.n, t.dtype, 0 if t.route == PAST_CACHE else parameter_offset(t), &t.sums
-    )
+    t.partials = allocate_partials(blocks, t.n, t.dtype, lines_of_y(t), &t.sums)
     if t.partials == NULL:
         return False
     if goes_by_tiles(t):

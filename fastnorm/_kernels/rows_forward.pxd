@@ -6,8 +6,8 @@ from libc.string cimport memcpy, memset
 
 from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport BLOCKS_PER_THREAD, ceil_div, threads_for
-from fastnorm._kernels.memory cimport IN_CACHE, LINE, PAST_CACHE, Writer, at_line, choose_route
-from fastnorm._kernels.memory cimport flush, open_writer, place_stored
+from fastnorm._kernels.memory cimport IN_CACHE, PAGE, PAST_CACHE, Writer, apart_from
+from fastnorm._kernels.memory cimport choose_route, flush, open_writer, place_stored
 from fastnorm._kernels.moments cimport Moments, merge, merge_chunk, no_moments
 from fastnorm._kernels.operands cimport Scratch, load_block, of_this_thread, release
 from fastnorm._kernels.operands cimport nth, result_block, store_block
@@ -16,7 +16,7 @@ from fastnorm._kernels.rows cimport row_squares
 from fastnorm._kernels.rows_narrow cimport forward_narrow
 from fastnorm._kernels.rows_task cimport MAX_GROUP, NARROW, PIECE, RowMap, Task
 from fastnorm._kernels.rows_task cimport elements_ahead, finish_statistics, goes_by_tiles, is_cut
-from fastnorm._kernels.rows_task cimport is_direct, parameter_offset, parameters_of, piece_length
+from fastnorm._kernels.rows_task cimport is_direct, lines_of_y, parameters_of, piece_length
 from fastnorm._kernels.rows_task cimport reserve_scratch
 from fastnorm._kernels.rows_task cimport row_map, rows_together, shifted, split_means
 from fastnorm._kernels.rows_turned cimport forward_side_by_side
@@ -258,9 +258,9 @@ cdef inline bint forward_pieces(Task* t, int num_threads) noexcept nogil:
 
 
 cdef inline const void* copied(
-    const void* parameter, Py_ssize_t num_bytes, Py_ssize_t offset, char** to
+    const void* parameter, Py_ssize_t num_bytes, const char* y, char** to
 ) noexcept nogil:
-    cdef char* copy = at_line(to[0]) + offset
+    cdef char* copy = apart_from(y, to[0])
     if parameter == NULL:
         return NULL
     memcpy(copy, parameter, num_bytes)
@@ -272,18 +272,17 @@ cdef inline bint align_parameters(Task* t, void** memory) noexcept nogil:
     """Those that many rows share are copied to where they have lines where y has them: they are
     half of all loads. False: no memory."""
     cdef Py_ssize_t num_bytes = t.n * itemsize_of(t.dtype)
-    cdef Py_ssize_t offset = parameter_offset(t)
     cdef char* to
     if t.gamma == NULL and t.beta == NULL or t.n < NARROW or t.n > CHUNK or (
         t.rows < MANY_ROWS or t.period > 1
     ):
         return True
-    memory[0] = malloc(2 * (num_bytes + 2 * LINE))
+    memory[0] = malloc(2 * (num_bytes + PAGE))
     if memory[0] == NULL:
         return False
     to = <char*> memory[0]
-    t.gamma = copied(t.gamma, num_bytes, offset, &to)
-    t.beta = copied(t.beta, num_bytes, offset, &to)
+    t.gamma = copied(t.gamma, num_bytes, lines_of_y(t), &to)
+    t.beta = copied(t.beta, num_bytes, lines_of_y(t), &to)
     return True
 
 

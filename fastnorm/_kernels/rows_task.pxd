@@ -8,7 +8,7 @@ from libc.stdlib cimport calloc
 
 from fastnorm._kernels.arrays cimport FLOAT32, NONE, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport BLOCKS_PER_THREAD, ceil_div, rows_per_block
-from fastnorm._kernels.memory cimport LINE, Route, at_line, line_offset
+from fastnorm._kernels.memory cimport LINE, PAGE, PAST_CACHE, Route, apart_from
 from fastnorm._kernels.moments cimport Extent, Moments, is_usable, rescue
 from fastnorm._kernels.operands cimport BLOCK, SIDE, WIDE_BLOCK, Operand, Scratch, reserve
 from fastnorm._kernels.operands cimport are_adjacent, set_operand, take_as_stored
@@ -204,24 +204,26 @@ cdef inline bint reserve_scratch(Task* t, int num_threads) noexcept nogil:
     return reserve(&t.scratch, WIDE_BLOCK if any_turned(t) else BLOCK, num_threads)
 
 
-cdef inline Py_ssize_t parameter_offset(Task* t) noexcept nogil:
-    """How far after a line parameters begin, or their gradients, that have lines where y has them:
-    a vector that lies in two takes twice as long to load or to store."""
-    cdef bint are_in_step = (
+cdef inline const char* lines_of_y(Task* t) noexcept nogil:
+    """Where parameters, and their gradients, have lines if they are `apart_from` this: where all
+    rows of y have them, if they have them alike. A vector that lies in two takes twice as long to
+    load or to store."""
+    cdef bint is_alike = (
         t.y.direct and t.y.dtype == t.dtype and t.n * itemsize_of(t.dtype) % LINE == 0
     )
-    return line_offset(t.y.data) if are_in_step else 0
+    # In the sink, such rows begin with a line.
+    return t.y.data if is_alike and t.route != PAST_CACHE else NULL
 
 
 cdef inline double* allocate_partials(
-    Py_ssize_t blocks, Py_ssize_t n, Dtype dtype, Py_ssize_t offset, void** sums
+    Py_ssize_t blocks, Py_ssize_t n, Dtype dtype, const char* y, void** sums
 ) noexcept nogil:
-    """(blocks, 2, n) zeros, and in the same memory, `offset` bytes after a line, as many in the
-    type that is computed in: what a block adds up of dgamma and dbeta. NULL: no memory."""
+    """(blocks, 2, n) zeros, and in the same memory, apart from y, as many in the type that is
+    computed in: what a block adds up of dgamma and dbeta. NULL: no memory."""
     cdef Py_ssize_t count = 2 * blocks * n, num_bytes = count * sizeof(double)
-    cdef char* memory = <char*> calloc(num_bytes + count * itemsize_of(dtype) + 2 * LINE, 1)
+    cdef char* memory = <char*> calloc(num_bytes + count * itemsize_of(dtype) + PAGE, 1)
     if memory != NULL:
-        sums[0] = at_line(memory + num_bytes) + offset
+        sums[0] = apart_from(y, memory + num_bytes)
     return <double*> memory
 
 

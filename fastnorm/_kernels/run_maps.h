@@ -84,6 +84,17 @@ FASTNORM_ONCE void FASTNORM_NAME(affine_rows)(
 #undef ROWS
 }
 
+/* Of some rows: (dy + x·slope)·scale, with numbers of each row. */
+FASTNORM_ONCE void FASTNORM_NAME(slope_rows)(
+    ptrdiff_t rows, const real *dy, ptrdiff_t dy_step, const real *x, ptrdiff_t x_step, real *y, ptrdiff_t y_step,
+    ptrdiff_t n, const real *slope, const real *scale)
+{
+    for (; rows > 0; --rows, dy += dy_step, x += x_step, y += y_step) {
+        const numbers m = {0, *slope++, 0, *scale++, 0};
+        FASTNORM_NAME(map_run)(FASTNORM_SLOPE, dy, x, y, n, m, NULL, NULL);
+    }
+}
+
 /* One vector of four rows, or one element of each, whose columns have numbers of their own. Nothing is stored before all
    is loaded: a load waits for a store that is whole pages away, as rows of y and of x often are, as if it were to the same
    place. */

@@ -222,15 +222,25 @@ FASTNORM_ENTRY void FASTNORM_RUN(add_gradients)(
         dy, x, NULL, n, centre, inverse, centred, ahead, ahead, (lanes *)sums, (lanes *)products);
 }
 
-/* Memory is asked for of dy alone: x is swept once more. */
-FASTNORM_ONCE void FASTNORM_RUN(gradient_sums)(
-    const element *dy, const element *x, const real *gamma, ptrdiff_t n, real centre, real inverse, int centred,
-    ptrdiff_t ahead, real *sums, real *products)
+/* Of FASTNORM_TOGETHER rows, at most, each with a centre and an inverse of its own, and with parameters gamma_step after
+   those of the row before. Memory is asked for of dy alone: x is swept once more. */
+FASTNORM_ONCE void FASTNORM_RUN(few_gradients)(
+    const element *dy, ptrdiff_t dy_step, const element *x, ptrdiff_t x_step, ptrdiff_t rows, ptrdiff_t n, const real *gamma,
+    ptrdiff_t gamma_step, const real *centre, const real *inverse, int centred, ptrdiff_t ahead, double *sums,
+    double *products)
 {
-    lanes a = FASTNORM_NAME(no_lanes)(), b = a;
-    FASTNORM_RUN(add_gradient_lanes)(dy, x, gamma, n, centre, inverse, centred, ahead, 0, &a, &b);
-    if (centred) FASTNORM_NAME(fold_partly)(a, sums);
-    FASTNORM_NAME(fold_partly)(b, products);
+    real folded_sums[FASTNORM_FOLDED * FASTNORM_TOGETHER] = {0}, folded_products[FASTNORM_FOLDED * FASTNORM_TOGETHER] = {0};
+    ptrdiff_t k;
+    for (k = 0; k < rows; ++k) {
+        lanes a = FASTNORM_NAME(no_lanes)(), b = a;
+        FASTNORM_RUN(add_gradient_lanes)(
+            dy + k * dy_step, x + k * x_step, gamma ? gamma + k * gamma_step : NULL, n, centre[k], inverse[k], centred, ahead,
+            0, &a, &b);
+        if (centred) FASTNORM_NAME(fold_partly)(a, folded_sums + k);
+        FASTNORM_NAME(fold_partly)(b, folded_products + k);
+    }
+    if (centred) FASTNORM_NAME(end_folds)(folded_sums, rows, sums);
+    FASTNORM_NAME(end_folds)(folded_products, rows, products);
 }
 
 #undef element

@@ -24,9 +24,11 @@ cdef extern from "lanes.h" nogil:
     void add_gradients "fastnorm_add_gradients_sixteen"(
         bint is_half, const uint16_t* dy, const uint16_t* x, Py_ssize_t n, float centre,
         float inverse, bint centred, Py_ssize_t ahead, float* sums, float* products)
-    void gradient_sums "fastnorm_gradient_sums_sixteen"(
-        bint is_half, const uint16_t* dy, const uint16_t* x, const float* gamma, Py_ssize_t n,
-        float centre, float inverse, bint centred, Py_ssize_t ahead, float* sums, float* products)
+    void few_gradients "fastnorm_few_gradients_sixteen"(
+        bint is_half, const uint16_t* dy, Py_ssize_t dy_step, const uint16_t* x,
+        Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t n, const float* gamma,
+        Py_ssize_t gamma_step, const float* centre, const float* inverse, bint centred,
+        Py_ssize_t ahead, double* sums, double* products)
 
 cdef extern from "maps.h" nogil:
     ctypedef enum RunMap "fastnorm_map":
