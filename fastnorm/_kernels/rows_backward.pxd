@@ -24,7 +24,7 @@ from fastnorm._kernels.rows_task cimport FLUSH_ROWS, MAX_GROUP, NARROW, PIECE, R
 from fastnorm._kernels.rows_task cimport RowSums, Task, allocate_partials, are_flushed, flush_sums
 from fastnorm._kernels.rows_task cimport elements_ahead, goes_by_tiles, is_cut, kept_map
 from fastnorm._kernels.rows_task cimport lines_of_y, load_lengths, loaded_map, parameters_of
-from fastnorm._kernels.rows_task cimport piece_length, reserve_scratch
+from fastnorm._kernels.rows_task cimport piece_length, reserve_scratch, rows_at_once
 from fastnorm._kernels.rows_task cimport rows_together, shifted, unflushed_rows
 from fastnorm._kernels.rows_turned cimport backward_side_by_side
 from fastnorm._kernels.sixteen cimport GradientParameters, Rows
@@ -191,19 +191,28 @@ cdef inline void group_length_gradients(
     """The same of all of some rows: dx = (dy - x/‖x‖·dg)·scale."""
     cdef real slope[MAX_GROUP]
     cdef real scale[MAX_GROUP]
-    cdef Py_ssize_t k
+    cdef Py_ssize_t at_once = rows_at_once(t), k, some, length
+    cdef const real* x_row
+    cdef const real* dy_row
+    cdef real* target
     for k in range(count):
         slope[k], scale[k] = <real> -(maps[k].rstd * sums[k].hx), <real> maps[k].scale
-    if t.route == IN_CACHE:
-        slope_rows(
-            count, dy, dy_stride, x, x_stride, t.stored, dx, dx_stride, t.n, slope, scale
-        )
-        return
-    for k in range(count):
-        length_gradients(
-            t, element(x, t.stored, k * x_stride), element(dy, t.stored, k * dy_stride),
-            <real*> element(dx, t.stored, k * dx_stride), t.n, slope[k], scale[k], writer, ahead,
-        )
+    k = 0
+    while k < count:
+        some = min(count - k, at_once)
+        x_row, dy_row = element(x, t.stored, k * x_stride), element(dy, t.stored, k * dy_stride)
+        target = <real*> element(dx, t.stored, k * dx_stride)
+        if some > 1:
+            length = some * t.n
+            ask(x_row, t.stored, length, ahead)
+            slope_rows(
+                some, dy_row, dy_stride, x_row, x_stride, t.stored,
+                <real*> place_stored(writer, <char*> target, itemsize_of(t.stored), &length),
+                dx_stride, t.n, slope + k, scale + k,
+            )
+        else:
+            length_gradients(t, x_row, dy_row, target, t.n, slope[k], scale[k], writer, ahead)
+        k += some
 
 
 cdef inline void gradients(
@@ -234,7 +243,7 @@ cdef inline void gradients(
         i += length
 
 
-cdef inline Py_ssize_t rows_at_once(
+cdef inline Py_ssize_t gradient_rows(
     Task* t, Py_ssize_t index, Py_ssize_t count, Py_ssize_t step
 ) noexcept nogil:
     """So many rows, of the next `count`, that share their parameters, go through `row_gradients`
@@ -273,7 +282,7 @@ cdef inline void group_gradients(
     Py_ssize_t dy_step, real* dx, Py_ssize_t dx_step, real* dgamma, real* dbeta,
     const RowMap* maps, const RowSums* sums, Writer* writer, Py_ssize_t ahead,
 ) noexcept nogil:
-    """Of `rows_at_once` rows."""
+    """Of `gradient_rows` rows."""
     cdef real numbers[4 * ROW_NUMBERS]
     if rows == 1:
         gradients(
@@ -327,7 +336,7 @@ cdef inline void backward_group(
         )
         k = count
     while k < count:
-        together = rows_at_once(t, index + k, count - k, step)
+        together = gradient_rows(t, index + k, count - k, step)
         group_gradients(
             t, index + k, together, element(x, t.stored, k * x_stride), x_stride,
             element(dy, t.stored, k * dy_stride), dy_stride,
@@ -462,7 +471,10 @@ cdef inline bint backward_whole_rows(Task* t, int num_threads) noexcept nogil:
         max(t.rows_per_block, <Py_ssize_t> FLUSH_ROWS), ceil_div(t.rows, MAX_PARTIALS)
     )
     blocks = ceil_div(t.rows, t.rows_per_block)
-    t.partials = allocate_partials(blocks, t.n, t.dtype, lines_of_y(t), &t.sums)
+    # In the sink, rows of whole lines begin with one.
+    t.partials = allocate_partials(
+        blocks, t.n, t.dtype, NULL if t.route == PAST_CACHE else lines_of_y(t), &t.sums
+    )
     if t.partials == NULL:
         return False
     if goes_by_tiles(t):

@@ -17,7 +17,7 @@ from fastnorm._kernels.rows_narrow cimport forward_narrow
 from fastnorm._kernels.rows_task cimport MAX_GROUP, NARROW, PIECE, RowMap, Task
 from fastnorm._kernels.rows_task cimport elements_ahead, finish_statistics, goes_by_tiles, is_cut
 from fastnorm._kernels.rows_task cimport is_direct, lines_of_y, parameters_of, piece_length
-from fastnorm._kernels.rows_task cimport reserve_scratch
+from fastnorm._kernels.rows_task cimport reserve_scratch, rows_at_once
 from fastnorm._kernels.rows_task cimport row_map, rows_together, shifted, split_means
 from fastnorm._kernels.rows_turned cimport forward_side_by_side
 from fastnorm._pool cimport parallel_for
@@ -92,19 +92,29 @@ cdef inline void normalize_group(
     cdef real high[MAX_GROUP]
     cdef real scale[MAX_GROUP]
     cdef real shift[MAX_GROUP]
-    cdef Py_ssize_t k
+    cdef Py_ssize_t at_once = rows_at_once(t), k = 0, some, length
+    cdef const real* row
+    cdef real* target
     split_means(count, mean, rstd, high, scale, shift)
-    if t.route == IN_CACHE and t.period == 1:
-        affine_rows(
-            count, x, x_stride, t.stored, y, y_stride, t.n, t.centred, high, scale, shift,
-            <const real*> t.gamma, <const real*> t.beta,
-        )
-        return
-    for k in range(count):
-        normalize(
-            t, element(x, t.stored, k * x_stride), <real*> element(y, t.stored, k * y_stride),
-            parameters_of(t, index + k), t.n, high + k, scale + k, shift + k, writer, ahead,
-        )
+    while k < count:
+        some = min(count - k, at_once)
+        row = element(x, t.stored, k * x_stride)
+        target = <real*> element(y, t.stored, k * y_stride)
+        if some > 1:
+            length = some * t.n
+            ask(row, t.stored, length, ahead)
+            affine_rows(
+                some, row, x_stride, t.stored,
+                <real*> place_stored(writer, <char*> target, itemsize_of(t.stored), &length),
+                y_stride, t.n, t.centred, high + k, scale + k, shift + k,
+                <const real*> t.gamma, <const real*> t.beta,
+            )
+        else:
+            normalize(
+                t, row, target, parameters_of(t, index + k), t.n, high + k, scale + k, shift + k,
+                writer, ahead,
+            )
+        k += some
 
 
 cdef inline void forward_rows(

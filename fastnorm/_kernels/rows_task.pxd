@@ -8,7 +8,8 @@ from libc.stdlib cimport calloc
 
 from fastnorm._kernels.arrays cimport FLOAT32, NONE, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport BLOCKS_PER_THREAD, ceil_div, rows_per_block
-from fastnorm._kernels.memory cimport LINE, PAGE, PAST_CACHE, Route, apart_from
+from fastnorm._kernels.memory cimport ASKED_BYTES, IN_CACHE, LINE, PAGE, PAST_CACHE, RUN_BYTES
+from fastnorm._kernels.memory cimport Route, apart_from
 from fastnorm._kernels.moments cimport Extent, Moments, is_usable, rescue
 from fastnorm._kernels.operands cimport BLOCK, SIDE, WIDE_BLOCK, Operand, Scratch, reserve
 from fastnorm._kernels.operands cimport are_adjacent, set_operand, take_as_stored
@@ -188,6 +189,17 @@ cdef inline Py_ssize_t elements_ahead(
     return max(count * t.n, AHEAD_BYTES // itemsize_of(t.stored))
 
 
+cdef inline Py_ssize_t rows_at_once(Task* t) noexcept nogil:
+    """So many whole rows are mapped by one call: as many as a writer places at once. Those of which
+    each has parameters of its own go one by one."""
+    cdef Py_ssize_t num_bytes = RUN_BYTES if t.route == PAST_CACHE else ASKED_BYTES
+    if t.period > 1:
+        return 1
+    if t.route == IN_CACHE:
+        return t.group
+    return max(num_bytes // (t.n * itemsize_of(t.stored)), <Py_ssize_t> 1)
+
+
 cdef inline Py_ssize_t rows_together(Task* t) noexcept nogil:
     """Of a block of a turned array, which is read, and written, by runs as long as it has rows."""
     return t.group * (TILES if t.in_place else 1)
@@ -211,8 +223,7 @@ cdef inline const char* lines_of_y(Task* t) noexcept nogil:
     cdef bint is_alike = (
         t.y.direct and t.y.dtype == t.dtype and t.n * itemsize_of(t.dtype) % LINE == 0
     )
-    # In the sink, such rows begin with a line.
-    return t.y.data if is_alike and t.route != PAST_CACHE else NULL
+    return t.y.data if is_alike else NULL
 
 
 cdef inline double* allocate_partials(
