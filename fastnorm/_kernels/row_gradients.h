@@ -39,20 +39,23 @@ FASTNORM_INLINE fastnorm_wide fastnorm_row_gradient(
     return (h - x_hat * r[5]) * r[3];
 }
 
-/* A pair of columns from i on, whose parameters are `at`. */
+/* A pair of columns from i on, whose parameters are `at`. All is loaded before anything is stored: see COLUMN of run_maps.h. */
 FASTNORM_INLINE void fastnorm_pair_gradients(
     int is_half, int rows, int centred, fastnorm_rows dy, fastnorm_rows x, uint16_t *dx, ptrdiff_t dx_stride,
     ptrdiff_t i, fastnorm_gradient_parameters p, fastnorm_parameter_pairs at)
 {
+    fastnorm_pair d[4];
     ptrdiff_t k;
     FASTNORM_UNROLL
     for (k = 0; k < rows; ++k) {
         const float *r = p.numbers + k * FASTNORM_ROW_NUMBERS;
-        fastnorm_pair d = fastnorm_elements(is_half, dy, k, i), v = fastnorm_elements(is_half, x, k, i);
-        d.a = fastnorm_row_gradient(centred, d.a, v.a, at.gamma.a, r, &at.dgamma.a, &at.dbeta.a);
-        d.b = fastnorm_row_gradient(centred, d.b, v.b, at.gamma.b, r, &at.dgamma.b, &at.dbeta.b);
-        fastnorm_store(is_half, dx + k * dx_stride + i, d);
+        const fastnorm_pair v = fastnorm_elements(is_half, x, k, i);
+        d[k] = fastnorm_elements(is_half, dy, k, i);
+        d[k].a = fastnorm_row_gradient(centred, d[k].a, v.a, at.gamma.a, r, &at.dgamma.a, &at.dbeta.a);
+        d[k].b = fastnorm_row_gradient(centred, d[k].b, v.b, at.gamma.b, r, &at.dgamma.b, &at.dbeta.b);
     }
+    FASTNORM_UNROLL
+    for (k = 0; k < rows; ++k) fastnorm_store(is_half, dx + k * dx_stride + i, d[k]);
     fastnorm_keep_floats(is_half, p.dgamma + i, at.dgamma);
     if (centred) fastnorm_keep_floats(is_half, p.dbeta + i, at.dbeta);
 }
