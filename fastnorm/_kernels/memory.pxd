@@ -54,8 +54,6 @@ cdef inline Route choose_route(
     cdef Py_ssize_t part = last_cache_bytes() // (8 if streams_well() else 16), parts = 4
     if team == 1 and not planes:
         parts = 3
-    elif team == 1 and operands == 3:
-        parts = 5
     elif team > 1 and operands == 2:
         parts = 8
     if operands * num_bytes < parts * part:
