@@ -23,7 +23,7 @@ from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
 from fastnorm._kernels.blocks cimport ceil_div, threads_for
 from fastnorm._kernels.channels_columns cimport map_columns, reduce_columns
 from fastnorm._kernels.channels_planes cimport map_planes, reduce_planes, reduce_rows, sums_rows
-from fastnorm._kernels.channels_task cimport COEFFICIENTS, FEW, GRADIENT_SUMS, MAX_TILE
+from fastnorm._kernels.channels_task cimport COEFFICIENTS, FEW, MAX_TILE
 from fastnorm._kernels.channels_task cimport MIN_RUN, MOMENTS, NO_MAP, NO_REDUCTION, Block, Channels
 from fastnorm._kernels.channels_task cimport Grid, Tile, at_sample, block_at, is_read_whole
 from fastnorm._kernels.channels_task cimport mapped_view, plan_whole_tiles, range_count

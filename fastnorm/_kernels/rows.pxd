@@ -11,9 +11,9 @@ and float32 loses nothing; chunks are combined in double (moments.pxd).
 from libc.stdint cimport uint16_t
 
 from fastnorm._kernels cimport sixteen
-from fastnorm._kernels.arrays cimport BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Dtype, itemsize_of, real
+from fastnorm._kernels.arrays cimport BFLOAT16, FLOAT16, Dtype, itemsize_of, real
 from fastnorm._kernels.memory cimport prefetch_far
-from fastnorm._kernels.sixteen cimport GRADIENT, SCALE_SHIFT, SLOPE, TAKES_16_BITS
+from fastnorm._kernels.sixteen cimport GRADIENT, SCALE, SCALE_SHIFT, SLOPE, TAKES_16_BITS
 from fastnorm._kernels.sixteen cimport WEIGHTED_GRADIENT, Numbers, RunMap
 
 cdef extern from "lanes.h" nogil:
@@ -86,12 +86,8 @@ cdef enum:
     CHUNK = 4096
 
 
-# A run's elements are of the type that is computed in, `own`, or of 16 bits and a float's part in a
+# A run's elements are of the type that is computed in, or of 16 bits and a float's part in a
 # float kernel (sixteen.pxd): `stored` says so, and its pointer is only an address.
-
-
-cdef inline Dtype own(const real* _) noexcept nogil:
-    return FLOAT32 if real is float else FLOAT64
 
 
 cdef inline bint is_sixteen(Dtype stored) noexcept nogil:
@@ -295,8 +291,14 @@ cdef inline void affine_rows(
             )
             return
         for k in range(rows):
-            m.centre, m.scale = centre[k] if centred else 0, scale[k]
-            m.shift = shift[k] if centred else -0.0
+            m.scale = scale[k]
+            if not centred and gamma == NULL:
+                sixteen.map(
+                    stored == FLOAT16, SCALE, <const uint16_t*> x + k * x_step,
+                    <const uint16_t*> x + k * x_step, <uint16_t*> y + k * y_step, n, m,
+                )
+                continue
+            m.centre, m.shift = centre[k] if centred else 0, shift[k] if centred else -0.0
             sixteen.affine(
                 stored == FLOAT16, <const uint16_t*> x + k * x_step, <uint16_t*> y + k * y_step,
                 n, m, gamma, beta,

@@ -7,8 +7,7 @@ and with x̂ = x/‖x‖ sums instead of means: dx = g/‖x‖·(dy - x̂·Σ(dy
 """
 
 from libc.stdint cimport uint16_t
-from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memset
+from libc.stdlib cimport free, malloc
 
 from fastnorm._kernels cimport sixteen
 from fastnorm._kernels.arrays cimport FLOAT16, FLOAT32, Dtype, itemsize_of, real

@@ -4,10 +4,10 @@ x̂ = (x - mean)·rstd, or x·rstd, or x·g/‖x‖."""
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
+from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
 from fastnorm._kernels.blocks cimport BLOCKS_PER_THREAD, ceil_div, threads_for
-from fastnorm._kernels.memory cimport IN_CACHE, PAGE, PAST_CACHE, Writer, apart_from
-from fastnorm._kernels.memory cimport choose_route, flush, open_writer, place_stored
+from fastnorm._kernels.memory cimport PAGE, PAST_CACHE, Writer, apart_from, choose_route, flush
+from fastnorm._kernels.memory cimport open_writer, place_stored
 from fastnorm._kernels.moments cimport Moments, merge, merge_chunk, no_moments
 from fastnorm._kernels.operands cimport Scratch, load_block, of_this_thread, release
 from fastnorm._kernels.operands cimport nth, result_block, store_block
@@ -17,8 +17,8 @@ from fastnorm._kernels.rows_narrow cimport forward_narrow
 from fastnorm._kernels.rows_task cimport MAX_GROUP, NARROW, PIECE, RowMap, Task
 from fastnorm._kernels.rows_task cimport elements_ahead, finish_statistics, goes_by_tiles, is_cut
 from fastnorm._kernels.rows_task cimport is_direct, lines_of_y, parameters_of, piece_length
-from fastnorm._kernels.rows_task cimport reserve_scratch, rows_at_once
-from fastnorm._kernels.rows_task cimport row_map, rows_together, shifted, split_means
+from fastnorm._kernels.rows_task cimport reserve_scratch, row_map, rows_at_once, rows_together
+from fastnorm._kernels.rows_task cimport shifted, split_means
 from fastnorm._kernels.rows_turned cimport forward_side_by_side
 from fastnorm._pool cimport parallel_for
 

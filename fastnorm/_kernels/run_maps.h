@@ -13,6 +13,9 @@ typedef struct {
     vector centre, slope, shift, scale, weight;
 } vector_numbers;
 
+/* Elements from the last place before p, or at it, where memory has a whole vector. */
+FASTNORM_INLINE ptrdiff_t FASTNORM_NAME(before)(const real *p) { return (ptrdiff_t)((uintptr_t)p / sizeof(real) % WIDTH); }
+
 #define EACH(k, count) FASTNORM_UNROLL for (k = 0; k < (count); ++k)
 #define AT(type, p, i) (*(type *)((p) + (i)))
 #define MAPPED(type, i) FASTNORM_MAPPED(map, AT(type, dy, i), AT(type, x, i), m)
@@ -29,7 +32,7 @@ FASTNORM_INLINE void FASTNORM_NAME(map_run)(
 {
     const real *lines = gamma ? gamma : beta ? beta : y;
     const ptrdiff_t last = n - WIDTH, stop = last < WIDTH ? 0 : last; /* or else the first and the last are all */
-    ptrdiff_t i = 0, next = WIDTH - (ptrdiff_t)((uintptr_t)lines / sizeof(real) % WIDTH);
+    ptrdiff_t i = 0, next = WIDTH - FASTNORM_NAME(before)(lines);
     vector value, next_value;
     if (last < 0) {
         FASTNORM_ROLLED
@@ -131,7 +134,7 @@ FASTNORM_INLINE void FASTNORM_NAME(four_rows)(
     }
     COLUMN(vector, vector_numbers, 0, (real *)edges[0], WIDTH);
     COLUMN(vector, vector_numbers, last, (real *)edges[1], WIDTH);
-    for (i = WIDTH - (ptrdiff_t)((uintptr_t)y / sizeof(real) % WIDTH); i < last; i += WIDTH)
+    for (i = WIDTH - FASTNORM_NAME(before)(y); i < last; i += WIDTH)
         COLUMN(vector, vector_numbers, i, y + i, y_step);
     for (k = 0; k < 4; ++k) AT(vector, y, k * y_step) = edges[0][k], AT(vector, y, k * y_step + last) = edges[1][k];
 }
@@ -200,7 +203,7 @@ FASTNORM_INLINE void FASTNORM_NAME(gradients_of)(
 {
     const vector ones = 1 - (vector){0};
     const ptrdiff_t gamma_step = gamma ? 1 : 0, last = n - WIDTH;
-    const ptrdiff_t first = (ptrdiff_t)(-((uintptr_t)dgamma / sizeof(real)) % (uintptr_t)WIDTH);
+    const ptrdiff_t first = (WIDTH - FASTNORM_NAME(before)(dgamma)) % WIDTH;
     const ptrdiff_t whole = n - (n - first) % WIDTH;
     vector edges[2][4];
     ptrdiff_t i, k;
