@@ -10,9 +10,10 @@ from fastnorm._kernels.channels_task cimport SCALE, SCALE_SHIFT, SHIFT, SLOPE, S
 from fastnorm._kernels.channels_task cimport WEIGHTED_GRADIENT, Block, Channels
 from fastnorm._kernels.columns cimport EIGHT, FLUSH, FOUR, STRIP, column_centred_sums
 from fastnorm._kernels.columns cimport column_gradient_sums, column_squares, column_sums
-from fastnorm._kernels.columns cimport columns_gradient, columns_scale_shift, four_rows
+from fastnorm._kernels.columns cimport columns_gradient, columns_scale_shift, few_rows
 from fastnorm._kernels.columns cimport from_column
 from fastnorm._kernels.memory cimport IN_CACHE, Writer, flush, open_writer, place_stored
+from fastnorm._kernels.memory cimport rows_abreast
 from fastnorm._kernels.operands cimport Operand, load_block, load_rows, padded, result_block
 from fastnorm._kernels.operands cimport store_block
 from fastnorm._kernels.rows cimport ask, element, is_sixteen
@@ -190,7 +191,7 @@ cdef inline void map_stored(
     Channels* t, const void* x, const void* dy, void* y, Py_ssize_t y_stride, Py_ssize_t rows,
     Py_ssize_t column, Py_ssize_t n,
 ) noexcept nogil:
-    """n columns of 16 bits as they are stored, of one row or of FOUR. dy: or what is scaled."""
+    """n columns of 16 bits as they are stored, of a few rows. dy: or what is scaled."""
     cdef const float* coefficients = <const float*> t.coefficients + column
     cdef sixteen.ColumnNumbers m
     cdef sixteen.Rows a, b
@@ -265,11 +266,11 @@ cdef inline void map_row(
             placed -= length
 
 
-cdef inline void map_four_rows(
-    Channels* t, const real* x, Py_ssize_t x_stride, const real* source, Py_ssize_t source_stride,
-    real* y, Py_ssize_t y_stride, Py_ssize_t column, Py_ssize_t n,
+cdef inline void map_few_rows(
+    Channels* t, Py_ssize_t rows, const real* x, Py_ssize_t x_stride, const real* source,
+    Py_ssize_t source_stride, real* y, Py_ssize_t y_stride, Py_ssize_t column, Py_ssize_t n,
 ) noexcept nogil:
-    """n columns of FOUR rows."""
+    """n columns of two or FOUR rows."""
     cdef const real* coefficients = <const real*> t.coefficients + column
     cdef const real* centre = NULL if t.linear else coefficients
     cdef const real* shift = NULL if t.linear else coefficients + SHIFT * t.width
@@ -277,8 +278,8 @@ cdef inline void map_four_rows(
     cdef const real* weight = NULL
     if t.map == WEIGHTED_GRADIENT:
         weight, scale = scale, coefficients + INVERSE * t.width
-    four_rows(
-        t.map != SCALE_SHIFT, source, source_stride, x, x_stride, y, y_stride, n, centre,
+    few_rows(
+        rows, t.map != SCALE_SHIFT, source, source_stride, x, x_stride, y, y_stride, n, centre,
         coefficients + SLOPE * t.width, shift, scale, weight,
     )
 
@@ -287,7 +288,7 @@ cdef inline void map_rows(
     Channels* t, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t column, Py_ssize_t n,
     real* x_scratch, real* source_scratch, real* y_scratch, Writer* writer,
 ) noexcept nogil:
-    """n columns of one row, or of FOUR."""
+    """n columns of one row, of two, or of FOUR."""
     cdef Py_ssize_t index = t.base + row * t.width + column
     cdef Py_ssize_t x_stride, stride, y_stride
     cdef const real* source = load_block(
@@ -298,10 +299,10 @@ cdef inline void map_rows(
     x_stride = stride
     if t.map != SCALE_SHIFT:
         x = load_block(t.x, index, t.width, rows, n, x_scratch, &x_stride)
-    if rows == FOUR and is_sixteen(t.stored):
-        map_stored(t, x, source, y, y_stride, <Py_ssize_t> FOUR, column, n)
-    elif rows == FOUR:
-        map_four_rows(t, x, x_stride, source, stride, y, y_stride, column, n)
+    if rows > 1 and is_sixteen(t.stored):
+        map_stored(t, x, source, y, y_stride, rows, column, n)
+    elif rows > 1:
+        map_few_rows(t, rows, x, x_stride, source, stride, y, y_stride, column, n)
     else:
         map_row(t, x, source, y, column, n, writer)
     store_block(t.y, index, t.width, rows, n, y, y_stride, writer)
@@ -315,6 +316,10 @@ cdef inline void map_columns(
     costs time."""
     cdef Py_ssize_t row, rows, column = b.first_column, n
     cdef Py_ssize_t width = b.last_column - column
+    cdef Py_ssize_t few = rows_abreast(
+        t.source.data, t.source.data if t.map == SCALE_SHIFT else t.x.data, t.y.data,
+        t.width * itemsize_of(t.stored),
+    )
     cdef Writer writer
     open_writer(&writer, t.route, t.y.direct)
     if t.route != IN_CACHE and (t.direct or width > columns_at_once(t, FOUR)):
@@ -329,7 +334,7 @@ cdef inline void map_columns(
         n = min(b.last_column - column, columns_at_once(t, FOUR))
         row = b.first_unit
         while row < b.last_unit:
-            rows = FOUR if row + FOUR <= b.last_unit else 1
+            rows = few if row + few <= b.last_unit else 1
             map_rows(t, row, rows, column, n, x_scratch, source_scratch, y_scratch, &writer)
             row += rows
         column += n

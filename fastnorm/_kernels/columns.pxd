@@ -11,12 +11,12 @@ from fastnorm._kernels.arrays cimport real
 from fastnorm._kernels.memory cimport prefetch_far
 
 cdef extern from "maps.h" nogil:
-    void map_four_rows_float "fastnorm_map_four_rows_float"(
-        bint is_gradient, const float* dy, Py_ssize_t dy_step, const float* x, Py_ssize_t x_step,
-        float* y, Py_ssize_t y_step, Py_ssize_t n, const float* centre, const float* slope,
-        const float* shift, const float* scale, const float* weight)
-    void map_four_rows_double "fastnorm_map_four_rows_double"(
-        bint is_gradient, const double* dy, Py_ssize_t dy_step, const double* x,
+    void map_few_rows_float "fastnorm_map_few_rows_float"(
+        Py_ssize_t rows, bint is_gradient, const float* dy, Py_ssize_t dy_step, const float* x,
+        Py_ssize_t x_step, float* y, Py_ssize_t y_step, Py_ssize_t n, const float* centre,
+        const float* slope, const float* shift, const float* scale, const float* weight)
+    void map_few_rows_double "fastnorm_map_few_rows_double"(
+        Py_ssize_t rows, bint is_gradient, const double* dy, Py_ssize_t dy_step, const double* x,
         Py_ssize_t x_step, double* y, Py_ssize_t y_step, Py_ssize_t n, const double* centre,
         const double* slope, const double* shift, const double* scale, const double* weight)
 
@@ -346,19 +346,19 @@ cdef inline void columns_gradient(
     )
 
 
-cdef inline void four_rows(
-    bint is_gradient, const real* dy, Py_ssize_t dy_stride, const real* x, Py_ssize_t stride,
-    real* y, Py_ssize_t y_stride, Py_ssize_t n, const real* centre, const real* slope,
-    const real* shift, const real* scale, const real* weight,
+cdef inline void few_rows(
+    Py_ssize_t rows, bint is_gradient, const real* dy, Py_ssize_t dy_stride, const real* x,
+    Py_ssize_t stride, real* y, Py_ssize_t y_stride, Py_ssize_t n, const real* centre,
+    const real* slope, const real* shift, const real* scale, const real* weight,
 ) noexcept nogil:
-    """The same of FOUR rows: of x, or of dy and x."""
+    """The same of two or FOUR rows: of x, or of dy and x."""
     if real is float:
-        map_four_rows_float(
-            is_gradient, dy, dy_stride, x, stride, y, y_stride, n, centre, slope, shift, scale,
-            weight,
+        map_few_rows_float(
+            rows, is_gradient, dy, dy_stride, x, stride, y, y_stride, n, centre, slope, shift,
+            scale, weight,
         )
     else:
-        map_four_rows_double(
-            is_gradient, dy, dy_stride, x, stride, y, y_stride, n, centre, slope, shift, scale,
-            weight,
+        map_few_rows_double(
+            rows, is_gradient, dy, dy_stride, x, stride, y, y_stride, n, centre, slope, shift,
+            scale, weight,
         )

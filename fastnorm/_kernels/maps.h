@@ -15,6 +15,9 @@ typedef enum {
     FASTNORM_AFFINE             /* ((x - centre)·scale + shift)·gamma + beta */
 } fastnorm_map;
 
+#define FASTNORM_IS_CENTRED(map) ((map) != FASTNORM_SCALE && (map) != FASTNORM_SLOPE)
+#define FASTNORM_IS_GRADIENT(map) ((map) != FASTNORM_SCALE && (map) != FASTNORM_SCALE_SHIFT)
+
 /* Of one element, or of a vector of any type. */
 #define FASTNORM_MAPPED(map, dy, x, m)                                                               \
     ((map) == FASTNORM_SCALE               ? (x) * (m).scale                                         \

@@ -67,10 +67,40 @@ static inline void fastnorm_stream_line(char *to, const char *from)
    all streaming stores before it are done, which halves the speed; so what is computed in the sink either stays in its
    first page or begins with a line, and then in whole lines. */
 #define FASTNORM_PAGE 4096
+#define FASTNORM_NEAR 256
 #define FASTNORM_SINK 8192
 typedef struct {
     _Alignas(FASTNORM_PAGE) char bytes[FASTNORM_PAGE + FASTNORM_SINK];
 } fastnorm_sink;
+
+/* From where p is in its page to where y is, bytes: half a page or less, either way. Arrays of whole pages that are
+   allocated one after another are some bytes apart, and so are their rows, all along. */
+static inline ptrdiff_t fastnorm_apart(const void *p, const void *y)
+{
+    return (ptrdiff_t)(((uintptr_t)y - (uintptr_t)p + FASTNORM_PAGE / 2) % FASTNORM_PAGE) - FASTNORM_PAGE / 2;
+}
+
+static inline ptrdiff_t fastnorm_nearest(const void *dy, const void *x, const void *y)
+{
+    const ptrdiff_t a = fastnorm_apart(dy, y), b = fastnorm_apart(x, y);
+    return (a < 0 ? -a : a) < (b < 0 ? -b : b) ? a : b;
+}
+
+/* Whether a run that goes from two places to y is better gone through from its end. Where y begins soon after one of them
+   in its page, each load waits for the store before it, as if it were to the same place. */
+static inline int fastnorm_from_end(const void *dy, const void *x, const void *y)
+{
+    const ptrdiff_t nearest = fastnorm_nearest(dy, x, y);
+    return nearest > 0 && nearest < FASTNORM_NEAR;
+}
+
+/* How many rows a loop goes through together. If they are whole pages apart they share a set of lines in L1, which has
+   eight or so; four rows of three arrays that are near each other in their pages need twelve. */
+static inline ptrdiff_t fastnorm_rows_abreast(const void *dy, const void *x, const void *y, ptrdiff_t row_bytes)
+{
+    const ptrdiff_t nearest = fastnorm_nearest(dy, x, y);
+    return row_bytes % FASTNORM_PAGE == 0 && nearest > -FASTNORM_NEAR && nearest < FASTNORM_NEAR ? 2 : 4;
+}
 
 /* A copy whose whole lines go to memory without being read first. The pool issues the fence. */
 FASTNORM_ONCE void fastnorm_stream(char *to, const char *from, ptrdiff_t num_bytes)

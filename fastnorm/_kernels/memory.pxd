@@ -23,6 +23,8 @@ cdef extern from "memory.h" nogil:
     void prefetch "fastnorm_prefetch"(const void* memory, Py_ssize_t num_bytes)
     void prefetch_far "fastnorm_prefetch_far"(const void* memory, Py_ssize_t num_bytes)
     void stream "fastnorm_stream"(char* to, const char* from_, Py_ssize_t num_bytes)
+    Py_ssize_t rows_abreast "fastnorm_rows_abreast"(
+        const void* dy, const void* x, const void* y, Py_ssize_t row_bytes)
     bint CAN_STREAM "FASTNORM_CAN_STREAM"
 
 

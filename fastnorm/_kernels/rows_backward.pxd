@@ -13,7 +13,7 @@ from fastnorm._kernels cimport sixteen
 from fastnorm._kernels.arrays cimport FLOAT16, FLOAT32, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport BLOCKS_PER_THREAD, MAX_PARTIALS, ceil_div, threads_for
 from fastnorm._kernels.memory cimport IN_CACHE, PAST_CACHE, Writer, choose_route, fits_rows
-from fastnorm._kernels.memory cimport flush, open_writer, place_rows, place_stored
+from fastnorm._kernels.memory cimport flush, open_writer, place_rows, place_stored, rows_abreast
 from fastnorm._kernels.operands cimport Scratch, load_block, of_this_thread, release
 from fastnorm._kernels.operands cimport nth, result_block, store_block
 from fastnorm._kernels.rows cimport CHUNK, TOGETHER, ask, element, is_sixteen, row_gradient_sums
@@ -243,7 +243,8 @@ cdef inline void gradients(
 
 
 cdef inline Py_ssize_t gradient_rows(
-    Task* t, Py_ssize_t index, Py_ssize_t count, Py_ssize_t step
+    Task* t, Py_ssize_t index, Py_ssize_t count, Py_ssize_t step, const real* x, const real* dy,
+    const real* dx,
 ) noexcept nogil:
     """So many rows, of the next `count`, that share their parameters, go through `row_gradients`
     together."""
@@ -251,7 +252,9 @@ cdef inline Py_ssize_t gradient_rows(
     if step or t.period > 1:
         return 1
     count = min(count, FLUSH_ROWS - unflushed_rows(t, index))
-    rows = 4 if count >= 4 else 2 if count >= 2 else 1
+    rows = rows_abreast(dy, x, dx, t.n * itemsize_of(t.stored))
+    while rows > count:
+        rows //= 2
     while t.route == PAST_CACHE and rows > 1 and not fits_rows(
         rows, t.n * itemsize_of(t.stored)
     ):
@@ -335,7 +338,7 @@ cdef inline void backward_group(
         )
         k = count
     while k < count:
-        together = gradient_rows(t, index + k, count - k, step)
+        together = gradient_rows(t, index + k, count - k, step, x, dy, dx)
         group_gradients(
             t, index + k, together, element(x, t.stored, k * x_stride), x_stride,
             element(dy, t.stored, k * dy_stride), dy_stride,

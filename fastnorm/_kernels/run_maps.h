@@ -98,7 +98,7 @@ FASTNORM_ONCE void FASTNORM_NAME(slope_rows)(
     }
 }
 
-/* One vector of four rows, or one element of each, whose columns have numbers of their own. Nothing is stored before all
+/* One vector of a few rows, or one element of each, whose columns have numbers of their own. Nothing is stored before all
    is loaded: a load waits for a store that is whole pages away, as rows of y and of x often are, as if it were to the same
    place. */
 #define COLUMN(type, all_numbers, i, to, to_step)                                                  \
@@ -109,49 +109,69 @@ FASTNORM_ONCE void FASTNORM_NAME(slope_rows)(
         if (centred) m.centre = AT(type, centre, i), m.shift = AT(type, shift, i);                 \
         if (is_gradient) m.slope = AT(type, slope, i);                                             \
         if (map == FASTNORM_WEIGHTED_GRADIENT) m.weight = AT(type, weight, i);                     \
-        EACH(k, 4) values[k] = AT(type, x, k * x_step + i);                                        \
-        EACH(k, 4) gradients[k] = is_gradient ? AT(type, dy, k * dy_step + i) : values[k];         \
-        EACH(k, 4) AT(type, to, k * (to_step)) = FASTNORM_MAPPED(map, gradients[k], values[k], m); \
+        EACH(k, rows) values[k] = AT(type, x, k * x_step + i);                                        \
+        EACH(k, rows) gradients[k] = is_gradient ? AT(type, dy, k * dy_step + i) : values[k];         \
+        EACH(k, rows) AT(type, to, k * (to_step)) = FASTNORM_MAPPED(map, gradients[k], values[k], m); \
     } while (0)
 
-/* Vectors begin where y has whole ones; the first and the last are as in map_run. */
-FASTNORM_INLINE void FASTNORM_NAME(four_rows)(
-    fastnorm_map map, const real *dy, ptrdiff_t dy_step, const real *x, ptrdiff_t x_step, real *y, ptrdiff_t y_step,
-    ptrdiff_t n, const real *centre, const real *slope, const real *shift, const real *scale, const real *weight)
+/* At least one vector of each row. Vectors begin where y has whole ones; the first and the last are as in map_run. */
+FASTNORM_INLINE void FASTNORM_NAME(map_rows_of)(
+    const ptrdiff_t rows, const fastnorm_map map, const real *dy, ptrdiff_t dy_step, const real *x, ptrdiff_t x_step,
+    real *y, ptrdiff_t y_step, ptrdiff_t n, const real *centre, const real *slope, const real *shift, const real *scale,
+    const real *weight)
 {
-    const int centred = map != FASTNORM_SCALE && map != FASTNORM_SLOPE;
-    const int is_gradient = map != FASTNORM_SCALE && map != FASTNORM_SCALE_SHIFT;
-    const ptrdiff_t last = n - WIDTH;
+    const int centred = FASTNORM_IS_CENTRED(map), is_gradient = FASTNORM_IS_GRADIENT(map);
+    const ptrdiff_t last = n - WIDTH, first = WIDTH - FASTNORM_NAME(before)(y);
+    const int from_end = fastnorm_from_end(is_gradient ? dy : x, x, y);
+    const ptrdiff_t step = from_end ? -WIDTH : WIDTH;
+    ptrdiff_t left = last > first ? (last - first + WIDTH - 1) / WIDTH : 0, k;
+    ptrdiff_t i = from_end ? first + (left - 1) * WIDTH : first;
     vector edges[2][4];
-    ptrdiff_t i, k;
-    if (last < 0) {
-        FASTNORM_ROLLED
-        for (i = 0; i < n; ++i) {
-            COLUMN(real, numbers, i, y + i, y_step);
-            FASTNORM_HAS_EFFECT();
-        }
-        return;
-    }
     COLUMN(vector, vector_numbers, 0, (real *)edges[0], WIDTH);
     COLUMN(vector, vector_numbers, last, (real *)edges[1], WIDTH);
-    for (i = WIDTH - FASTNORM_NAME(before)(y); i < last; i += WIDTH)
-        COLUMN(vector, vector_numbers, i, y + i, y_step);
-    for (k = 0; k < 4; ++k) AT(vector, y, k * y_step) = edges[0][k], AT(vector, y, k * y_step + last) = edges[1][k];
+    for (; left > 0; --left, i += step) COLUMN(vector, vector_numbers, i, y + i, y_step);
+    for (k = 0; k < rows; ++k) AT(vector, y, k * y_step) = edges[0][k], AT(vector, y, k * y_step + last) = edges[1][k];
+}
+
+/* Less than a vector of one row. */
+FASTNORM_ONCE void FASTNORM_NAME(map_short_row)(
+    fastnorm_map map, const real *dy, const real *x, real *y, ptrdiff_t n, const real *centre, const real *slope,
+    const real *shift, const real *scale, const real *weight)
+{
+    const int centred = FASTNORM_IS_CENTRED(map), is_gradient = FASTNORM_IS_GRADIENT(map);
+    const ptrdiff_t rows = 1, dy_step = 0, x_step = 0;
+    ptrdiff_t i, k;
+    FASTNORM_ROLLED
+    for (i = 0; i < n; ++i) {
+        COLUMN(real, numbers, i, y + i, 0);
+        FASTNORM_HAS_EFFECT();
+    }
 }
 
 #undef COLUMN
 
-/* centre and shift are NULL where they are 0, weight where it is 1. */
-FASTNORM_ONCE void FASTNORM_NAME(map_four_rows)(
-    int is_gradient, const real *dy, ptrdiff_t dy_step, const real *x, ptrdiff_t x_step, real *y, ptrdiff_t y_step,
-    ptrdiff_t n, const real *centre, const real *slope, const real *shift, const real *scale, const real *weight)
+/* Of 2 or 4 rows; one loop for each kind. centre and shift are NULL where they are 0, weight where it is 1. */
+FASTNORM_ONCE void FASTNORM_NAME(map_few_rows)(
+    ptrdiff_t rows, int is_gradient, const real *dy, ptrdiff_t dy_step, const real *x, ptrdiff_t x_step, real *y,
+    ptrdiff_t y_step, ptrdiff_t n, const real *centre, const real *slope, const real *shift, const real *scale,
+    const real *weight)
 {
-#define FOUR_ROWS(map) \
-    FASTNORM_NAME(four_rows)(map, dy, dy_step, x, x_step, y, y_step, n, centre, slope, shift, scale, weight)
-    if (!is_gradient) centre ? FOUR_ROWS(FASTNORM_SCALE_SHIFT) : FOUR_ROWS(FASTNORM_SCALE);
-    else if (!centre) FOUR_ROWS(FASTNORM_SLOPE);
-    else weight ? FOUR_ROWS(FASTNORM_WEIGHTED_GRADIENT) : FOUR_ROWS(FASTNORM_GRADIENT);
-#undef FOUR_ROWS
+    const fastnorm_map map = !is_gradient ? (centre ? FASTNORM_SCALE_SHIFT : FASTNORM_SCALE)
+                             : !centre    ? FASTNORM_SLOPE
+                             : weight     ? FASTNORM_WEIGHTED_GRADIENT
+                                          : FASTNORM_GRADIENT;
+    if (n < WIDTH) {
+        for (; rows > 0; --rows, dy += dy_step, x += x_step, y += y_step)
+            FASTNORM_NAME(map_short_row)(map, dy, x, y, n, centre, slope, shift, scale, weight);
+        return;
+    }
+#define ROWS(rows, map) \
+    FASTNORM_NAME(map_rows_of)(rows, map, dy, dy_step, x, x_step, y, y_step, n, centre, slope, shift, scale, weight)
+#define CASE(_, one) \
+    if (map == one) rows == 4 ? ROWS(4, one) : ROWS(2, one);
+    FASTNORM_MAPS(CASE)
+#undef CASE
+#undef ROWS
 }
 
 /* One vector of a few rows, or one element, which have FASTNORM_ROW_NUMBERS numbers each:
@@ -195,7 +215,7 @@ FASTNORM_ONCE void FASTNORM_NAME(map_four_rows)(
         if (centred) AT(vector, dbeta, kept) = b;               \
     } while (0)
 
-/* Vectors begin where dgamma has whole ones, as do those of dx if a row is whole lines. */
+/* At least two vectors of each row. They begin where dgamma has whole ones, as do those of dx if a row is whole lines. */
 FASTNORM_INLINE void FASTNORM_NAME(gradients_of)(
     const ptrdiff_t rows, const int centred, const real *dy, ptrdiff_t dy_step, const real *x, ptrdiff_t x_step,
     const real *gamma, real *dx, ptrdiff_t dx_step, real *dgamma, real *dbeta, ptrdiff_t n, const real *row_numbers,
@@ -205,30 +225,41 @@ FASTNORM_INLINE void FASTNORM_NAME(gradients_of)(
     const ptrdiff_t gamma_step = gamma ? 1 : 0, last = n - WIDTH;
     const ptrdiff_t first = (WIDTH - FASTNORM_NAME(before)(dgamma)) % WIDTH;
     const ptrdiff_t whole = n - (n - first) % WIDTH;
+    const int from_end = !ahead && !dx_ahead && fastnorm_from_end(dy, x, dx);
+    const ptrdiff_t step = from_end ? -WIDTH : WIDTH, end = from_end ? first - WIDTH : whole;
+    const ptrdiff_t evenly = from_end ? -FASTNORM_EVENLY : FASTNORM_EVENLY;
     vector edges[2][4];
     ptrdiff_t i, k;
     if (!gamma) gamma = (const real *)&ones;
-    if (last < WIDTH) {
-        FASTNORM_ROLLED
-        for (i = 0; i < n; ++i) {
-            GRADIENTS(real, i, dx + i, dx_step);
-            FASTNORM_HAS_EFFECT();
-        }
-        return;
-    }
     if (first > 0) EDGE(0, first, (real *)edges[0]);
     if (whole < n) EDGE(last, whole - WIDTH, (real *)edges[1]);
-    i = first;
-    while (i < whole) {
-        const ptrdiff_t stop = whole - i < FASTNORM_EVENLY ? whole : i + FASTNORM_EVENLY;
+    i = from_end ? whole - WIDTH : first;
+    while (i != end) {
+        const ptrdiff_t stop = (from_end ? i - end : end - i) < FASTNORM_EVENLY ? end : i + evenly;
         for (k = 0; ahead && k < rows; ++k)
             fastnorm_prefetch_far(x + k * x_step + i + ahead, (stop - i) * sizeof(real));
         for (k = 0; dx_ahead && k < rows; ++k)
             fastnorm_prefetch_far(dx + k * dx_step + i + dx_ahead, (stop - i) * sizeof(real));
-        for (; i < stop; i += WIDTH) GRADIENTS(vector, i, dx + i, dx_step);
+        for (; i != stop; i += step) GRADIENTS(vector, i, dx + i, dx_step);
     }
     for (k = 0; first > 0 && k < rows; ++k) AT(vector, dx, k * dx_step) = edges[0][k];
     for (k = 0; whole < n && k < rows; ++k) AT(vector, dx, k * dx_step + last) = edges[1][k];
+}
+
+/* Less of one row. */
+FASTNORM_ONCE void FASTNORM_NAME(short_gradients)(
+    int centred, const real *dy, const real *x, const real *gamma, real *dx, real *dgamma, real *dbeta, ptrdiff_t n,
+    const real *row_numbers)
+{
+    const real one = 1;
+    const ptrdiff_t rows = 1, dy_step = 0, x_step = 0, gamma_step = gamma ? 1 : 0;
+    ptrdiff_t i, k;
+    if (!gamma) gamma = &one;
+    FASTNORM_ROLLED
+    for (i = 0; i < n; ++i) {
+        GRADIENTS(real, i, dx + i, 0);
+        FASTNORM_HAS_EFFECT();
+    }
 }
 
 #undef EDGE
@@ -241,6 +272,11 @@ FASTNORM_ONCE void FASTNORM_NAME(row_gradients)(
     const real *gamma, real *dx, ptrdiff_t dx_step, real *dgamma, real *dbeta, ptrdiff_t n,
     const real *row_numbers, ptrdiff_t ahead, ptrdiff_t dx_ahead)
 {
+    if (n < 2 * WIDTH) {
+        for (; rows > 0; --rows, dy += dy_step, x += x_step, dx += dx_step, row_numbers += FASTNORM_ROW_NUMBERS)
+            FASTNORM_NAME(short_gradients)(centred, dy, x, gamma, dx, dgamma, dbeta, n, row_numbers);
+        return;
+    }
 #define KIND(rows, centred)      \
     FASTNORM_NAME(gradients_of)( \
         rows, centred, dy, dy_step, x, x_step, gamma, dx, dx_step, dgamma, dbeta, n, row_numbers, ahead, dx_ahead)
