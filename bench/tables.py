@@ -100,6 +100,7 @@ TABLES = {
     "test_operation": ("Beside others", by_library),
     "test_small": ("Small calls beside others", by_library),
     "test_awkward": ("Awkward shapes: time per byte over that of a comfortable one", shares),
+    "test_places": ("Where results begin: time over that of half a page away", shares),
     "test_dtypes": ("16 bits: time over that of float32, float16 / bfloat16", shares),
     "test_alternating": ("In company", by_kind),
     "test_step": ("A training step", by_library),

@@ -75,6 +75,18 @@ cdef inline bint is_usable(double var, Dtype dtype) noexcept nogil:
     return (1e-290 if dtype == FLOAT64 else 1e-30) < var < 1e+300
 
 
+cdef inline bint are_usable(
+    const double* var, double eps, Py_ssize_t count, Dtype dtype
+) noexcept nogil:
+    """The same of all of some, at once."""
+    cdef double low = 1e-290 if dtype == FLOAT64 else 1e-30, value
+    cdef Py_ssize_t usable = 0, k
+    for k in range(count):
+        value = var[k] + eps
+        usable += (low < value) & (value < 1e+300)
+    return usable == count
+
+
 cdef enum:
     FEW_ELEMENTS = 256
 

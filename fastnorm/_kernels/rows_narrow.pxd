@@ -7,11 +7,12 @@ tile[i, j] is element i of row j. Rows that are not there are zeros.
 from libc.string cimport memcpy, memset
 
 from fastnorm._kernels.arrays cimport real
-from fastnorm._kernels.memory cimport Writer, at_line, place
+from fastnorm._kernels.memory cimport IN_CACHE, Writer, at_line, place
 from fastnorm._kernels.moments cimport settle
 from fastnorm._kernels.operands cimport Operand, load_block, result_block, store_block, transpose
-from fastnorm._kernels.rows cimport standard
-from fastnorm._kernels.rows_task cimport NARROW, SIDE_BY_SIDE, Task, finish_statistics
+from fastnorm._kernels.rows cimport ask, standard
+from fastnorm._kernels.rows_task cimport NARROW, SIDE_BY_SIDE, Task, elements_ahead
+from fastnorm._kernels.rows_task cimport finish_statistics
 from fastnorm._kernels.rows_task cimport inverse_or_zero, load_lengths, split_means
 from fastnorm._kernels.vectors cimport store
 
@@ -33,7 +34,7 @@ cdef extern from "lanes.h" nogil:
         double* products)
 
 cdef enum:
-    TILE = 2048                 # NARROW·SIDE_BY_SIDE
+    TILE = 1536                 # NARROW·SIDE_BY_SIDE
     PAD = 16                    # elements, for it to begin with a line
     FLUSH_TILES = 32            # whose parameter gradients are added up in the type of x
 
@@ -43,6 +44,8 @@ cdef inline void load_tile(
 ) noexcept nogil:
     cdef Py_ssize_t stride
     cdef const real* x = load_block(o, index * t.n, t.n, count, t.n, scratch, &stride)
+    if t.route != IN_CACHE:
+        ask(x, t.dtype, count * t.n, elements_ahead(t, index, count))
     if count < SIDE_BY_SIDE:
         memset(tile, 0, t.n * SIDE_BY_SIDE * sizeof(real))
     transpose(x, stride, count, t.n, tile, <Py_ssize_t> SIDE_BY_SIDE)

@@ -10,7 +10,7 @@ from fastnorm._kernels.arrays cimport FLOAT32, NONE, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport BLOCKS_PER_THREAD, ceil_div, rows_per_block
 from fastnorm._kernels.memory cimport ASKED_BYTES, IN_CACHE, LINE, PAGE, PAST_CACHE, RUN_BYTES
 from fastnorm._kernels.memory cimport Route, apart_from
-from fastnorm._kernels.moments cimport Extent, Moments, is_usable, rescue
+from fastnorm._kernels.moments cimport Extent, Moments, are_usable, is_usable, rescue
 from fastnorm._kernels.operands cimport BLOCK, SIDE, WIDE_BLOCK, Operand, Scratch, reserve
 from fastnorm._kernels.operands cimport are_adjacent, set_operand, take_as_stored
 from fastnorm._kernels.rows cimport CHUNK
@@ -28,7 +28,7 @@ cdef enum:
     LARGE_GROUP = 32            # Passes that compute much take more of them, to hide memory's
     LARGE_GROUP_BYTES = 65536   # pauses, and find them again in L2
     AHEAD_BYTES = 16384         # further on, at least, memory is asked for
-    NARROW = 64                 # shorter rows become columns,
+    NARROW = 48                 # shorter rows become columns,
     SIDE_BY_SIDE = 32           # so many of them,
     TILE_ROW_BYTES = 4096       # and so do longer ones that lie side by side,
     TILE_COLUMNS = 128          # so many at least: by shorter runs memory is slow
@@ -300,7 +300,7 @@ cdef inline void finish_lengths(
     cdef Py_ssize_t k
     for k in range(count):
         norm[k] = sqrt(squares[k])
-    for k in range(count):
+    for k in range(0 if are_usable(squares, 0, count, t.dtype) else count):
         row.first, row.step, row.planes, row.s = (index + k) * t.n, t.n, 1, t.n
         if not is_usable(squares[k], t.dtype) and rescue(
             &t.x, row, False, 0, &mean, &var, &inverse_rms
@@ -326,7 +326,7 @@ cdef inline void finish_statistics(
     for k in range(count):
         var[k] = m2[k] / t.n
         rstd[k] = 1 / sqrt(var[k] + t.eps)
-    for k in range(count):
+    for k in range(0 if are_usable(var, t.eps, count, t.dtype) else count):
         if not is_usable(var[k] + t.eps, t.dtype):
             row.first, row.step, row.planes, row.s = (index + k) * t.n, t.n, 1, t.n
             rescue(&t.x, row, t.centred, t.eps, &mean[k], &var[k], &rstd[k])

@@ -1,4 +1,4 @@
-"""Rows of 64 elements and more that lie side by side in memory, as those over axis 1 of NCHW do.
+"""Rows of 48 elements and more that lie side by side in memory, as those over axis 1 of NCHW do.
 
 A block is a tile: tile[i, j] is element i of row j, and a vector holds one element of many rows.
 Where the array's elements are of the type that is computed in, a tile is a part of the array, as

@@ -143,7 +143,7 @@ FASTNORM_INLINE double FASTNORM_NAME(fold)(const real *a)
 #include "turned_sums.h"
 
 /* Rows of a tile, side by side: element i of row j is tile[i * FASTNORM_LANES + j]. Short sums of eight are added to
-   long ones, which for n < 64 leaves no more roundings than the lanes of a longer row. */
+   long ones, which for n < 48 leaves no more roundings than the lanes of a longer row. */
 
 #define EACH_SHORT(i, start, stop, n) \
     for (i = start, stop = n - start < FASTNORM_TAIL ? n : start + FASTNORM_TAIL; i < stop; ++i)
