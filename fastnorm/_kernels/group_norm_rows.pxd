@@ -22,6 +22,7 @@ cdef enum:
     MIN_SINGLE_PLANE = 32       # elements: a sum over fewer is mostly overhead
     MIN_GROUP_PLANE = 64        # the same where several planes make a row
     TILE = 1024                 # elements of a sample that a block takes at least
+    ABREAST = 16                # channels whose gradients are added up together
 
 
 cdef inline bint are_rows(Py_ssize_t n, Py_ssize_t s, Py_ssize_t group) noexcept nogil:
@@ -96,26 +97,34 @@ cdef inline void samples_block(void* task, Py_ssize_t block) noexcept nogil:
         )
 
 
-cdef inline void store_gradient(
-    GroupRows* g, Vector gradient, Py_ssize_t channel, const double* partials
+cdef inline void store_gradients(
+    GroupRows* g, Vector gradient, Py_ssize_t channel, Py_ssize_t n, const double* partials
 ) noexcept nogil:
-    """Of one channel: its elements in all ranges."""
-    cdef Py_ssize_t range_, i
-    cdef double total = 0
-    for range_ in range(g.ranges):
+    """Of n channels, at most ABREAST: the elements of each in all ranges. One after another each
+    addition would wait for the one before."""
+    cdef double totals[ABREAST]
+    cdef Py_ssize_t _range, i, k
+    for k in range(n):
+        totals[k] = 0
+    partials += channel * g.s
+    for _range in range(g.ranges):
         for i in range(g.s):
-            total += partials[2 * range_ * g.task.period * g.task.n + channel * g.s + i]
-    store(gradient, channel, 1, &total)
+            for k in range(n):
+                totals[k] += partials[k * g.s + i]
+        partials += 2 * g.task.period * g.task.n
+    store(gradient, channel, n, totals)
 
 
 cdef inline void gradients_block(void* task, Py_ssize_t tile) noexcept nogil:
     cdef GroupRows* g = <GroupRows*> task
     cdef Task* t = &g.task
-    cdef Py_ssize_t group = t.n // g.s, channel
+    cdef Py_ssize_t group = t.n // g.s, channel = tile * g.groups_per_tile * group, n
     cdef Py_ssize_t last = min((tile + 1) * g.groups_per_tile, t.period) * group
-    for channel in range(tile * g.groups_per_tile * group, last):
-        store_gradient(g, t.dgamma, channel, g.partials)
-        store_gradient(g, t.dbeta, channel, g.partials + t.period * t.n)
+    while channel < last:
+        n = min(last - channel, <Py_ssize_t> ABREAST)
+        store_gradients(g, t.dgamma, channel, n, g.partials)
+        store_gradients(g, t.dbeta, channel, n, g.partials + t.period * t.n)
+        channel += n
 
 
 cdef inline bint forward_rows_of_groups(GroupRows* g, int num_threads) noexcept nogil:
