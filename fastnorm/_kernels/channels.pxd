@@ -93,9 +93,6 @@ cdef inline void fold_channel(
     cdef Py_ssize_t repeat, j, start, stop
     cdef double delta, base = t.first[channel * t.inner]
     cdef double total = <double> t.n * t.s
-    if t.planes or t.repeats * t.inner == 1:
-        first[0], second[0] = t.first[channel], t.second[channel]
-        return
     first[0], second[0] = 0, 0
     for repeat in range(t.repeats):
         start = (repeat * t.c + channel) * t.inner
@@ -153,14 +150,18 @@ cdef inline void reduce_tile(Channels* t, Block b) noexcept nogil:
 cdef inline void finish_channels(Channels* t, Block b) noexcept nogil:
     cdef double first[FEW]
     cdef double second[FEW]
+    cdef bint are_columns = not t.planes and t.repeats * t.inner > 1
     cdef Py_ssize_t channel = b.first_channel, n, i
     if t.grid.ranges > 1:
         combine_ranges(t, b.first_column, b.last_column)
     while channel < b.last_channel:
         n = min(b.last_channel - channel, <Py_ssize_t> FEW)
-        for i in range(n):
+        for i in range(n if are_columns else 0):
             fold_channel(t, channel + i, &first[i], &second[i])
-        t.finish(t, channel, n, first, second)
+        if are_columns:
+            t.finish(t, channel, n, first, second)
+        else:
+            t.finish(t, channel, n, t.first + channel, t.second + channel)
         channel += n
 
 
