@@ -23,7 +23,7 @@ from fastnorm._kernels.channels_task cimport SHIFT, SLOPE, Channels, Operands, h
 from fastnorm._kernels.channels_task cimport rescue_channel, set_all, set_coefficients
 from fastnorm._kernels.channels_task cimport use_operands
 from fastnorm._kernels.engine cimport load, plan, run_channels, set_operands, store
-from fastnorm._kernels.moments cimport are_usable, is_usable, reciprocal_std
+from fastnorm._kernels.moments cimport is_usable, reciprocal_std
 from fastnorm._kernels.operands cimport working_dtype
 from fastnorm._kernels.pooled cimport add_up_rows, merge_rows, pool
 from fastnorm._kernels.vectors cimport Vector, vector_of
@@ -98,7 +98,7 @@ cdef void finish_forward(
     for i in range(n):
         var[i] = m2[i] / count
         rstd[i] = reciprocal_std(var[i], norm.eps)
-    for i in range(0 if are_usable(var, norm.eps, n, t.dtype) else n):
+    for i in range(n):
         if not is_usable(var[i] + norm.eps, t.dtype):
             rescue_channel(t, channel + i, True, norm.eps, &mean[i], &var[i], &rstd[i])
     store(norm.mean, channel, n, mean)

@@ -119,11 +119,13 @@ cdef inline void gradients_block(void* task, Py_ssize_t tile) noexcept nogil:
     cdef GroupRows* g = <GroupRows*> task
     cdef Task* t = &g.task
     cdef Py_ssize_t group = t.n // g.s, channel = tile * g.groups_per_tile * group, n
-    cdef Py_ssize_t last = min((tile + 1) * g.groups_per_tile, t.period) * group
+    cdef Py_ssize_t last = min((tile + 1) * g.groups_per_tile, t.period) * group, which
     while channel < last:
         n = min(last - channel, <Py_ssize_t> ABREAST)
-        store_gradients(g, t.dgamma, channel, n, g.partials)
-        store_gradients(g, t.dbeta, channel, n, g.partials + t.period * t.n)
+        for which in range(2):
+            store_gradients(
+                g, t.dbeta if which else t.dgamma, channel, n, g.partials + which * t.period * t.n
+            )
         channel += n
 
 

@@ -94,12 +94,19 @@ static inline int fastnorm_from_end(const void *dy, const void *x, const void *y
     return nearest > 0 && nearest < FASTNORM_NEAR;
 }
 
+/* Vectors of 32 bytes and more. What goes by shorter ones waits for these, and not for L1. */
+#if defined(__AVX__)
+#define FASTNORM_HAS_WIDE_VECTORS 1
+#else
+#define FASTNORM_HAS_WIDE_VECTORS 0
+#endif
+
 /* How many rows a loop goes through together. If they are whole pages apart they share a set of lines in L1, which has
    eight or so; four rows of three arrays that are near each other in their pages need twelve. */
 static inline ptrdiff_t fastnorm_rows_abreast(const void *dy, const void *x, const void *y, ptrdiff_t row_bytes)
 {
     const ptrdiff_t nearest = fastnorm_nearest(dy, x, y);
-    return row_bytes % FASTNORM_PAGE == 0 && nearest > -FASTNORM_NEAR && nearest < FASTNORM_NEAR ? 2 : 4;
+    return FASTNORM_HAS_WIDE_VECTORS && row_bytes % FASTNORM_PAGE == 0 && nearest > -FASTNORM_NEAR && nearest < FASTNORM_NEAR ? 2 : 4;
 }
 
 /* A copy whose whole lines go to memory without being read first. The pool issues the fence. */

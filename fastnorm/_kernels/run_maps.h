@@ -150,7 +150,8 @@ FASTNORM_ONCE void FASTNORM_NAME(map_short_row)(
 
 #undef COLUMN
 
-/* Of 2 or 4 rows; one loop for each kind. centre and shift are NULL where they are 0, weight where it is 1. */
+/* Of 2 or 4 rows; one loop for each kind. centre and shift are NULL where they are 0, weight where it is 1 (and always
+   4 of them, where vectors are not wide). */
 FASTNORM_ONCE void FASTNORM_NAME(map_few_rows)(
     ptrdiff_t rows, int is_gradient, const real *dy, ptrdiff_t dy_step, const real *x, ptrdiff_t x_step, real *y,
     ptrdiff_t y_step, ptrdiff_t n, const real *centre, const real *slope, const real *shift, const real *scale,
@@ -168,7 +169,7 @@ FASTNORM_ONCE void FASTNORM_NAME(map_few_rows)(
 #define ROWS(rows, map) \
     FASTNORM_NAME(map_rows_of)(rows, map, dy, dy_step, x, x_step, y, y_step, n, centre, slope, shift, scale, weight)
 #define CASE(_, one) \
-    if (map == one) rows == 4 ? ROWS(4, one) : ROWS(2, one);
+    if (map == one) !FASTNORM_HAS_WIDE_VECTORS || rows == 4 ? ROWS(4, one) : ROWS(2, one);
     FASTNORM_MAPS(CASE)
 #undef CASE
 #undef ROWS

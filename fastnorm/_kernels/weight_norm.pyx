@@ -21,7 +21,7 @@ from fastnorm._kernels.channels_task cimport Operands, rescue_channel, set_all
 from fastnorm._kernels.channels_task cimport set_coefficients, use_operands
 from fastnorm._kernels.engine cimport backward_rows, forward_rows, load, plan, run_channels
 from fastnorm._kernels.engine cimport set_operands, set_rows, store
-from fastnorm._kernels.moments cimport are_usable, is_usable
+from fastnorm._kernels.moments cimport is_usable
 from fastnorm._kernels.operands cimport working_dtype
 from fastnorm._kernels.rows_task cimport Task, inverse_or_zero, set_view
 from fastnorm._kernels.vectors cimport Vector, vector_of
@@ -47,7 +47,7 @@ cdef void finish_forward(
     cdef Py_ssize_t i
     for i in range(n):
         norm[i] = sqrt(squares[i])
-    for i in range(0 if are_usable(squares, 0, n, t.dtype) else n):
+    for i in range(n):
         if not is_usable(squares[i], t.dtype) and rescue_channel(
             t, channel + i, False, 0, &mean, &var, &inverse_rms
         ):
