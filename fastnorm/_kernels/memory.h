@@ -67,7 +67,6 @@ static inline void fastnorm_stream_line(char *to, const char *from)
    all streaming stores before it are done, which halves the speed; so what is computed in the sink either stays in its
    first page or begins with a line, and then in whole lines. */
 #define FASTNORM_PAGE 4096
-#define FASTNORM_NEAR 256
 #define FASTNORM_SINK 8192
 typedef struct {
     _Alignas(FASTNORM_PAGE) char bytes[FASTNORM_PAGE + FASTNORM_SINK];
@@ -80,6 +79,7 @@ static inline ptrdiff_t fastnorm_apart(const void *p, const void *y)
     return (ptrdiff_t)(((uintptr_t)y - (uintptr_t)p + FASTNORM_PAGE / 2) % FASTNORM_PAGE) - FASTNORM_PAGE / 2;
 }
 
+#define FASTNORM_NEAR 256 /* bytes */
 static inline ptrdiff_t fastnorm_nearest(const void *dy, const void *x, const void *y)
 {
     const ptrdiff_t a = fastnorm_apart(dy, y), b = fastnorm_apart(x, y);
@@ -106,7 +106,8 @@ static inline int fastnorm_from_end(const void *dy, const void *x, const void *y
 static inline ptrdiff_t fastnorm_rows_abreast(const void *dy, const void *x, const void *y, ptrdiff_t row_bytes)
 {
     const ptrdiff_t nearest = fastnorm_nearest(dy, x, y);
-    return FASTNORM_HAS_WIDE_VECTORS && row_bytes % FASTNORM_PAGE == 0 && nearest > -FASTNORM_NEAR && nearest < FASTNORM_NEAR ? 2 : 4;
+    const int is_near = nearest > -FASTNORM_NEAR && nearest < FASTNORM_NEAR;
+    return FASTNORM_HAS_WIDE_VECTORS && row_bytes % FASTNORM_PAGE == 0 && is_near ? 2 : 4;
 }
 
 /* A copy whose whole lines go to memory without being read first. The pool issues the fence. */

@@ -101,14 +101,14 @@ FASTNORM_ONCE void FASTNORM_NAME(slope_rows)(
 /* One vector of a few rows, or one element of each, whose columns have numbers of their own. Nothing is stored before all
    is loaded: a load waits for a store that is whole pages away, as rows of y and of x often are, as if it were to the same
    place. */
-#define COLUMN(type, all_numbers, i, to, to_step)                                                  \
-    do {                                                                                           \
-        type values[4], gradients[4];                                                              \
-        all_numbers m;                                                                             \
-        m.scale = AT(type, scale, i);                                                              \
-        if (centred) m.centre = AT(type, centre, i), m.shift = AT(type, shift, i);                 \
-        if (is_gradient) m.slope = AT(type, slope, i);                                             \
-        if (map == FASTNORM_WEIGHTED_GRADIENT) m.weight = AT(type, weight, i);                     \
+#define COLUMN(type, all_numbers, i, to, to_step)                                                     \
+    do {                                                                                              \
+        type values[4], gradients[4];                                                                 \
+        all_numbers m;                                                                                \
+        m.scale = AT(type, scale, i);                                                                 \
+        if (centred) m.centre = AT(type, centre, i), m.shift = AT(type, shift, i);                    \
+        if (is_gradient) m.slope = AT(type, slope, i);                                                \
+        if (map == FASTNORM_WEIGHTED_GRADIENT) m.weight = AT(type, weight, i);                        \
         EACH(k, rows) values[k] = AT(type, x, k * x_step + i);                                        \
         EACH(k, rows) gradients[k] = is_gradient ? AT(type, dy, k * dy_step + i) : values[k];         \
         EACH(k, rows) AT(type, to, k * (to_step)) = FASTNORM_MAPPED(map, gradients[k], values[k], m); \
