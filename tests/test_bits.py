@@ -19,6 +19,7 @@ from fastnorm._registry import (
     INSTANCE_NORM,
     LAYER_NORM,
     OPERATIONS,
+    RMS_NORM,
     SIZES,
     WEIGHT_NORM,
     WIDE_DTYPES,
@@ -191,6 +192,43 @@ def test_where_out_begins(operation, case_of, dtype, pass_):
                 out[...] = arrays[first]
                 operation.run(fn, pass_, case, arrays | {first: out}, out=out)
                 assert_same({"y": out}, {"y": expected["y"]}, f"out is x, {n}, {offset}")
+
+
+PAGE = 4096  # bytes
+
+
+def in_page(array, begin):
+    """A copy that begins so many bytes after a page."""
+    memory = np.empty(array.nbytes + PAGE, np.uint8)
+    begin = (begin - memory.ctypes.data) % PAGE
+    copy = memory[begin : begin + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+@pytest.mark.parametrize("length", [PAGE, 2 * PAGE, 1200], ids="{} bytes".format)
+@pytest.mark.parametrize(
+    ("operation", "options"),
+    [
+        (LAYER_NORM, {}),
+        (RMS_NORM, {}),
+        (WEIGHT_NORM, {}),
+        (WEIGHT_NORM, {"axis": -1}),
+        (BATCH_NORM, {}),
+    ],
+    ids=lambda value: str(value.get("axis", "")) if isinstance(value, dict) else None,
+)
+def test_where_in_its_page_out_begins(operation, options, length, dtype, pass_):
+    """Nor does it where x and out are in their pages: that decides from which end a row is gone
+    through, and how many rows together."""
+    case = Case("", (11, length // np.dtype(dtype).itemsize), options)
+    arrays = operation.draw(case, dtype)
+    for name in (operation.inputs[0], "dy"):
+        arrays[name] = in_page(arrays[name], 256)
+    expected = run_blank(operation, pass_, case, arrays)
+    for distance in (-256, -80, -16, 0, 16, 64, 80, 240, PAGE // 2):
+        out = in_page(operation.blank(pass_, arrays), 256 + distance)
+        assert_same(operation.run(fn, pass_, case, arrays, out=out), expected, distance)
 
 
 # ---- rows ----------------------------------------------------------------------------------------
