@@ -5,16 +5,23 @@ are, and the result so many bytes further on in its own: after that of half a pa
 one is in the way of the other.
 """
 
-import numpy as np
 import pytest
 from libraries import bind, draw
 
 import fastnorm as fn
-from fastnorm._registry import BATCH_NORM, LAYER_NORM, PASSES, RMS_NORM, WEIGHT_NORM, Case
+from fastnorm._registry import (
+    BATCH_NORM,
+    LAYER_NORM,
+    PAGE,
+    PASSES,
+    RMS_NORM,
+    WEIGHT_NORM,
+    Case,
+    in_page,
+)
 
 pytestmark = pytest.mark.benchmark(max_time=0.2, min_rounds=3)
 
-PAGE = 4096
 FIRST = 16  # bytes after a page, where NumPy's large arrays begin
 DISTANCES = (PAGE // 2, 0, 16, 32, 64, 80, 128, -16, -64)
 ROWS = Case("256x1024", (256, 1024))
@@ -27,15 +34,6 @@ CASES = [
 ]
 
 
-def placed(array, begin):
-    """A copy that begins so many bytes after a page."""
-    memory = np.empty(array.nbytes + PAGE, np.uint8)
-    begin = (begin - memory.ctypes.data) % PAGE
-    copy = memory[begin : begin + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
-
-
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("pass_", PASSES)
 @pytest.mark.parametrize(
@@ -45,8 +43,8 @@ def placed(array, begin):
 def test_places(operation, case, pass_, distance, measure):
     arrays = dict(draw(operation, case))
     for name in (operation.inputs[0], "dy"):
-        arrays[name] = placed(arrays[name], FIRST)
-    out = placed(operation.blank(pass_, arrays), FIRST + distance)
+        arrays[name] = in_page(arrays[name], FIRST)
+    out = in_page(operation.blank(pass_, arrays), FIRST + distance)
     with fn.num_threads(1):
         measure(
             bind("fastnorm", operation, pass_, case, arrays, out=out),

@@ -324,6 +324,18 @@ def differing(results: Arrays, others: Arrays) -> list[str]:
     return [name for name in results if identity(results[name]) != identity(others[name])]
 
 
+PAGE = 4096  # bytes
+
+
+def in_page(array: Array, begin: int) -> Array:
+    """A copy that begins so many bytes after a page."""
+    memory = np.empty(array.nbytes + PAGE, np.uint8)
+    begin = (begin - memory.ctypes.data) % PAGE
+    copy = memory[begin : begin + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
 def nbytes(array: Array | None) -> int:
     """Bytes of an array, zero for None."""
     return 0 if array is None else array.nbytes
@@ -354,13 +366,6 @@ def _transposed(array: Array) -> Array:
     return np.ascontiguousarray(array.swapaxes(0, -1)).swapaxes(0, -1)
 
 
-def _unaligned(array: Array) -> Array:
-    memory = np.zeros(array.nbytes + 1, np.uint8)
-    view = memory[1:].view(array.dtype).reshape(array.shape)
-    view[...] = array
-    return view
-
-
 LAYOUTS: dict[str, Callable[[Array], Array]] = {
     "contiguous": np.ascontiguousarray,
     "fortran": np.asfortranarray,
@@ -368,7 +373,7 @@ LAYOUTS: dict[str, Callable[[Array], Array]] = {
     "sliced": _sliced,
     "padded": _padded,
     "reversed": _reversed,
-    "unaligned": _unaligned,
+    "unaligned": lambda array: in_page(array, 1),
     "broadcast": lambda array: np.broadcast_to(array[:1], array.shape),  # values of the first row
 }
 

@@ -19,12 +19,14 @@ from fastnorm._registry import (
     INSTANCE_NORM,
     LAYER_NORM,
     OPERATIONS,
+    PAGE,
     RMS_NORM,
     SIZES,
     WEIGHT_NORM,
     WIDE_DTYPES,
     Case,
     every_case,
+    in_page,
 )
 
 THREADS = (2, 3, 7)
@@ -192,18 +194,6 @@ def test_where_out_begins(operation, case_of, dtype, pass_):
                 out[...] = arrays[first]
                 operation.run(fn, pass_, case, arrays | {first: out}, out=out)
                 assert_same({"y": out}, {"y": expected["y"]}, f"out is x, {n}, {offset}")
-
-
-PAGE = 4096  # bytes
-
-
-def in_page(array, begin):
-    """A copy that begins so many bytes after a page."""
-    memory = np.empty(array.nbytes + PAGE, np.uint8)
-    begin = (begin - memory.ctypes.data) % PAGE
-    copy = memory[begin : begin + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
 
 
 @pytest.mark.parametrize("length", [PAGE, 2 * PAGE, 1200], ids="{} bytes".format)

@@ -150,18 +150,17 @@ cdef inline void reduce_tile(Channels* t, Block b) noexcept nogil:
 cdef inline void finish_channels(Channels* t, Block b) noexcept nogil:
     cdef double first[FEW]
     cdef double second[FEW]
-    cdef bint are_columns = not t.planes and t.repeats * t.inner > 1
     cdef Py_ssize_t channel = b.first_channel, n, i
     if t.grid.ranges > 1:
         combine_ranges(t, b.first_column, b.last_column)
     while channel < b.last_channel:
         n = min(b.last_channel - channel, <Py_ssize_t> FEW)
-        for i in range(n if are_columns else 0):
-            fold_channel(t, channel + i, &first[i], &second[i])
-        if are_columns:
-            t.finish(t, channel, n, first, second)
-        else:
+        if t.planes or t.repeats * t.inner == 1:
             t.finish(t, channel, n, t.first + channel, t.second + channel)
+        else:
+            for i in range(n):
+                fold_channel(t, channel + i, &first[i], &second[i])
+            t.finish(t, channel, n, first, second)
         channel += n
 
 

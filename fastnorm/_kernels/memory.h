@@ -94,7 +94,7 @@ static inline int fastnorm_from_end(const void *dy, const void *x, const void *y
     return nearest > 0 && nearest < FASTNORM_NEAR;
 }
 
-/* Vectors of 32 bytes and more. What goes by shorter ones waits for these, and not for L1. */
+/* Of 32 bytes and more: a loop over shorter ones waits for its instructions, not for L1. */
 #if defined(__AVX__)
 #define FASTNORM_HAS_WIDE_VECTORS 1
 #else

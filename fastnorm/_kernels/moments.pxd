@@ -70,21 +70,21 @@ cdef inline double reciprocal_std(double var, double eps) noexcept nogil:
     return 1 / sqrt(var + eps)
 
 
-cdef inline bint is_usable(double var, Dtype dtype) noexcept nogil:
-    """False where squares overflowed, or underflowed to less than a few digits: see `rescue`."""
-    return (1e-290 if dtype == FLOAT64 else 1e-30) < var < 1e+300
-
-
 cdef inline bint are_usable(
     const double* var, double eps, Py_ssize_t count, Dtype dtype
 ) noexcept nogil:
-    """The same of all of some, at once."""
-    cdef double low = 1e-290 if dtype == FLOAT64 else 1e-30, value
+    """Whether no squares overflowed, nor underflowed to less than a few digits: see `rescue`. Of
+    all at once."""
+    cdef double least = 1e-290 if dtype == FLOAT64 else 1e-30, value
     cdef Py_ssize_t usable = 0, k
     for k in range(count):
         value = var[k] + eps
-        usable += (low < value) & (value < 1e+300)
+        usable += (least < value) & (value < 1e+300)
     return usable == count
+
+
+cdef inline bint is_usable(double var, Dtype dtype) noexcept nogil:
+    return are_usable(&var, 0, 1, dtype)
 
 
 cdef enum:

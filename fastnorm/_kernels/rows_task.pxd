@@ -300,12 +300,13 @@ cdef inline void finish_lengths(
     cdef Py_ssize_t k
     for k in range(count):
         norm[k] = sqrt(squares[k])
-    for k in range(0 if are_usable(squares, 0, count, t.dtype) else count):
-        row.first, row.step, row.planes, row.s = (index + k) * t.n, t.n, 1, t.n
-        if not is_usable(squares[k], t.dtype) and rescue(
-            &t.x, row, False, 0, &mean, &var, &inverse_rms
-        ):
-            norm[k] = sqrt(<double> t.n) / inverse_rms
+    if not are_usable(squares, 0, count, t.dtype):
+        for k in range(count):
+            row.first, row.step, row.planes, row.s = (index + k) * t.n, t.n, 1, t.n
+            if not is_usable(squares[k], t.dtype) and rescue(
+                &t.x, row, False, 0, &mean, &var, &inverse_rms
+            ):
+                norm[k] = sqrt(<double> t.n) / inverse_rms
     store(t.norm, index, count, norm)
     load(t.g, index, count, 1, scale)
     for k in range(count):
@@ -326,10 +327,11 @@ cdef inline void finish_statistics(
     for k in range(count):
         var[k] = m2[k] / t.n
         rstd[k] = 1 / sqrt(var[k] + t.eps)
-    for k in range(0 if are_usable(var, t.eps, count, t.dtype) else count):
-        if not is_usable(var[k] + t.eps, t.dtype):
-            row.first, row.step, row.planes, row.s = (index + k) * t.n, t.n, 1, t.n
-            rescue(&t.x, row, t.centred, t.eps, &mean[k], &var[k], &rstd[k])
+    if not are_usable(var, t.eps, count, t.dtype):
+        for k in range(count):
+            if not is_usable(var[k] + t.eps, t.dtype):
+                row.first, row.step, row.planes, row.s = (index + k) * t.n, t.n, 1, t.n
+                rescue(&t.x, row, t.centred, t.eps, &mean[k], &var[k], &rstd[k])
     if t.rstd != NULL:
         for k in range(count):
             t.rstd[index + k] = rstd[k]
