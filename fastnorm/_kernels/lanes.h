@@ -80,6 +80,18 @@ static inline void fastnorm_settle(double centre, double total, ptrdiff_t n, dou
     if (*m2 < 0) *m2 = 0;
 }
 
+/* Of FASTNORM_TOGETHER numbers, those of so many rows. */
+static inline void fastnorm_copy_some(const double *all, ptrdiff_t rows, double *to)
+{
+    ptrdiff_t k;
+    if (rows == FASTNORM_TOGETHER) {
+        memcpy(to, all, FASTNORM_TOGETHER * sizeof *all);
+        return;
+    }
+    FASTNORM_ROLLED
+    for (k = 0; k < rows; ++k) to[k] = all[k];
+}
+
 #define real float
 #define FASTNORM_NAME(name) fastnorm_##name##_float
 #define FASTNORM_OF_16_BITS FASTNORM_TAKES_16_BITS

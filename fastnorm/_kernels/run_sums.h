@@ -9,7 +9,10 @@ FASTNORM_ENTRY double FASTNORM_RUN(sum)(const element *x, ptrdiff_t n)
     for (; i + FASTNORM_LANES <= n; i += FASTNORM_LANES)
         EACH(k, VECTORS) a.main[k] += VECTOR_AT(x + i + k * WIDTH);
     for (; i + FASTNORM_TAIL <= n; i += FASTNORM_TAIL) EACH(k, EIGHTS) a.tail[k] += EIGHT_AT(x + i + k * IN_EIGHT);
-    for (; i < n; ++i) a.rest += ONE_AT(x + i);
+    for (; i < n; ++i) {
+        a.rest += ONE_AT(x + i);
+        FASTNORM_HAS_EFFECT();
+    }
     return FASTNORM_NAME(fold_lanes)(a);
 }
 
@@ -35,6 +38,7 @@ FASTNORM_INLINE void FASTNORM_RUN(add_short_centred)(
     for (; i < n; ++i) {
         real d = ONE_AT(x + i) - centre;
         a.rest += d, b.rest += d * d;
+        FASTNORM_HAS_EFFECT();
     }
     *sums = a, *squares = b;
 }
@@ -102,11 +106,12 @@ FASTNORM_ONCE void FASTNORM_RUN(centred_sums)(
 FASTNORM_ONCE void FASTNORM_RUN(few_moments)(
     const element *x, ptrdiff_t step, ptrdiff_t rows, ptrdiff_t n, ptrdiff_t ahead, double *mean, double *m2)
 {
-    real sums[FASTNORM_FOLDED * FASTNORM_TOGETHER] = {0}, squares[FASTNORM_FOLDED * FASTNORM_TOGETHER] = {0};
+    real sums[FASTNORM_FOLDED * FASTNORM_TOGETHER], squares[FASTNORM_FOLDED * FASTNORM_TOGETHER];
     real centre[FASTNORM_TOGETHER] = {0};
     unsigned off = ~0u;
     ptrdiff_t k;
     int sweep;
+    FASTNORM_NAME(clear_folds)(sums), FASTNORM_NAME(clear_folds)(squares);
     for (sweep = 0; off && sweep < 2; ++sweep) {
         for (k = 0; k <= rows; ++k) {
             if (k < rows && off >> k & 1) centre[k] = sweep ? (real)mean[k] : FASTNORM_RUN(first_centre)(x + k * step, n);
@@ -141,6 +146,7 @@ FASTNORM_INLINE void FASTNORM_RUN(add_square_lanes)(const element *x, ptrdiff_t 
         for (; i < stop; ++i) {
             real v = ONE_AT(x + i);
             a.rest += v * v;
+            FASTNORM_HAS_EFFECT();
         }
         FASTNORM_NAME(add_lanes)(squares, &a);
     }
@@ -155,8 +161,9 @@ FASTNORM_ENTRY void FASTNORM_RUN(add_squares)(const element *x, ptrdiff_t n, ptr
 FASTNORM_ONCE void FASTNORM_RUN(few_squares)(
     const element *x, ptrdiff_t step, ptrdiff_t rows, ptrdiff_t n, ptrdiff_t ahead, double *squares)
 {
-    real folded[FASTNORM_FOLDED * FASTNORM_TOGETHER] = {0};
+    real folded[FASTNORM_FOLDED * FASTNORM_TOGETHER];
     ptrdiff_t k;
+    FASTNORM_NAME(clear_folds)(folded);
     for (k = 0; k < rows; ++k) {
         lanes a = FASTNORM_NAME(no_lanes)();
         FASTNORM_RUN(add_square_lanes)(x + k * step, n, ahead, &a);
@@ -165,9 +172,9 @@ FASTNORM_ONCE void FASTNORM_RUN(few_squares)(
     FASTNORM_NAME(end_folds)(folded, rows, squares);
 }
 
-/* sums += h;  products += h·(x - centre)·inverse  with h = dy·gamma, or dy where there is no gamma. Not centred: the
-   centre is 0, and the sums are not wanted. x_ahead: the same for x. */
-FASTNORM_INLINE void FASTNORM_RUN(add_products)(
+/* Σh and Σh·(x - centre)·inverse  with h = dy·gamma, or dy where there is no gamma. Not centred: the centre is 0, and the
+   sums are not wanted. x_ahead: the same for x. */
+FASTNORM_INLINE void FASTNORM_RUN(products_of)(
     const element *dy, const element *x, const real *gamma, ptrdiff_t n, real centre, real inverse, int centred,
     ptrdiff_t ahead, ptrdiff_t x_ahead, lanes *sums, lanes *products)
 {
@@ -195,50 +202,43 @@ FASTNORM_INLINE void FASTNORM_RUN(add_products)(
         real h = gamma ? ONE_AT(dy + i) * gamma[i] : ONE_AT(dy + i);
         real v = centred ? ONE_AT(x + i) - centre : ONE_AT(x + i);
         a.rest += h, b.rest += h * (v * inverse);
+        FASTNORM_HAS_EFFECT();
     }
-    FASTNORM_NAME(add_lanes)(sums, &a), FASTNORM_NAME(add_lanes)(products, &b);
-}
-
-/* One loop for each kind. */
-FASTNORM_INLINE void FASTNORM_RUN(add_gradient_lanes)(
-    const element *dy, const element *x, const real *gamma, ptrdiff_t n, real centre, real inverse, int centred,
-    ptrdiff_t ahead, ptrdiff_t x_ahead, lanes *sums, lanes *products)
-{
-    if (gamma && centred)
-        FASTNORM_RUN(add_products)(dy, x, gamma, n, centre, inverse, 1, ahead, x_ahead, sums, products);
-    else if (gamma)
-        FASTNORM_RUN(add_products)(dy, x, gamma, n, 0, inverse, 0, ahead, x_ahead, sums, products);
-    else if (centred)
-        FASTNORM_RUN(add_products)(dy, x, NULL, n, centre, inverse, 1, ahead, x_ahead, sums, products);
-    else
-        FASTNORM_RUN(add_products)(dy, x, NULL, n, 0, inverse, 0, ahead, x_ahead, sums, products);
+    *sums = a, *products = b;
 }
 
 FASTNORM_ENTRY void FASTNORM_RUN(add_gradients)(
     const element *dy, const element *x, ptrdiff_t n, real centre, real inverse, int centred, ptrdiff_t ahead, real *sums,
     real *products)
 {
-    FASTNORM_RUN(add_gradient_lanes)(
-        dy, x, NULL, n, centre, inverse, centred, ahead, ahead, (lanes *)sums, (lanes *)products);
+    lanes a, b;
+    if (centred) FASTNORM_RUN(products_of)(dy, x, NULL, n, centre, inverse, 1, ahead, ahead, &a, &b);
+    else FASTNORM_RUN(products_of)(dy, x, NULL, n, 0, inverse, 0, ahead, ahead, &a, &b);
+    FASTNORM_NAME(add_lanes)((lanes *)sums, &a), FASTNORM_NAME(add_lanes)((lanes *)products, &b);
 }
 
 /* Of FASTNORM_TOGETHER rows, at most, each with a centre and an inverse of its own, and with parameters gamma_step after
-   those of the row before. Memory is asked for of dy alone: x is swept once more. */
+   those of the row before; one loop for each kind. Memory is asked for of dy alone: x is swept once more. */
 FASTNORM_ONCE void FASTNORM_RUN(few_gradients)(
     const element *dy, ptrdiff_t dy_step, const element *x, ptrdiff_t x_step, ptrdiff_t rows, ptrdiff_t n, const real *gamma,
     ptrdiff_t gamma_step, const real *centre, const real *inverse, int centred, ptrdiff_t ahead, double *sums,
     double *products)
 {
-    real folded_sums[FASTNORM_FOLDED * FASTNORM_TOGETHER] = {0}, folded_products[FASTNORM_FOLDED * FASTNORM_TOGETHER] = {0};
+    real folded_sums[FASTNORM_FOLDED * FASTNORM_TOGETHER], folded_products[FASTNORM_FOLDED * FASTNORM_TOGETHER];
     ptrdiff_t k;
-    for (k = 0; k < rows; ++k) {
-        lanes a = FASTNORM_NAME(no_lanes)(), b = a;
-        FASTNORM_RUN(add_gradient_lanes)(
-            dy + k * dy_step, x + k * x_step, gamma ? gamma + k * gamma_step : NULL, n, centre[k], inverse[k], centred, ahead,
-            0, &a, &b);
-        if (centred) FASTNORM_NAME(fold_partly)(a, folded_sums + k);
-        FASTNORM_NAME(fold_partly)(b, folded_products + k);
+    FASTNORM_NAME(clear_folds)(folded_sums), FASTNORM_NAME(clear_folds)(folded_products);
+#define ROWS(gamma, centred)                                                                                               \
+    for (k = 0; k < rows; ++k, dy += dy_step, x += x_step) {                                                               \
+        lanes a, b;                                                                                                        \
+        FASTNORM_RUN(products_of)(dy, x, gamma, n, (centred) ? centre[k] : 0, inverse[k], centred, ahead, 0, &a, &b);      \
+        if (centred) FASTNORM_NAME(fold_partly)(a, folded_sums + k);                                                       \
+        FASTNORM_NAME(fold_partly)(b, folded_products + k);                                                                \
     }
+    if (gamma && centred) ROWS(gamma + k * gamma_step, 1)
+    else if (gamma) ROWS(gamma + k * gamma_step, 0)
+    else if (centred) ROWS(NULL, 1)
+    else ROWS(NULL, 0)
+#undef ROWS
     if (centred) FASTNORM_NAME(end_folds)(folded_sums, rows, sums);
     FASTNORM_NAME(end_folds)(folded_products, rows, products);
 }
