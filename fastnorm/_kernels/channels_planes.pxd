@@ -1,17 +1,18 @@
 """Channels that are planes: each is N runs of S elements, summed in lanes (rows.pxd)."""
 
+from fastnorm._kernels cimport sixteen
 from fastnorm._kernels.arrays cimport itemsize_of, real
-from fastnorm._kernels.channels_task cimport CENTRE, CENTRED_SUMS, GRADIENT, GRADIENT_SUMS
-from fastnorm._kernels.channels_task cimport INVERSE, MAX_TILE, MOMENTS, PIECE, SCALE, SCALE_SHIFT
-from fastnorm._kernels.channels_task cimport SHIFT, SLOPE, SQUARES, Block, Channels
+from fastnorm._kernels.channels_task cimport CENTRED_SUMS, GRADIENT_SUMS, INVERSE, MAX_TILE
+from fastnorm._kernels.channels_task cimport MOMENTS, PIECE, SCALE, SCALE_SHIFT, SHIFT, SLOPE
+from fastnorm._kernels.channels_task cimport SQUARES, WEIGHTED_GRADIENT, Block, Channels
 from fastnorm._kernels.memory cimport IN_CACHE, PAST_CACHE, Writer, flush, open_writer
-from fastnorm._kernels.memory cimport place_stored, prefetch
+from fastnorm._kernels.memory cimport place_stored
 from fastnorm._kernels.moments cimport Moments, merge_centred, merge_chunk, no_moments
 from fastnorm._kernels.operands cimport SCRATCH_ROWS, load_block, result_block, store_block
 from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, TOGETHER, add_centred_sums
-from fastnorm._kernels.rows cimport add_gradient_sums, add_squares, clear, element, fold
-from fastnorm._kernels.rows cimport row_gradient, row_gradient_sums, row_moments
-from fastnorm._kernels.rows cimport row_scale_shift, row_sum, row_weighted_gradient
+from fastnorm._kernels.rows cimport add_gradient_sums, add_squares, ask, clear, element, fold
+from fastnorm._kernels.rows cimport map_rows, row_gradient_sums, row_moments, row_sum
+from fastnorm._kernels.sixteen cimport RunMap
 
 cdef inline Py_ssize_t piece_length(Channels* t, Py_ssize_t unit) noexcept nogil:
     return min(<Py_ssize_t> PIECE, t.s - unit % t.pieces * PIECE)
@@ -172,32 +173,42 @@ cdef inline void reduce_rows(
         channel += some
 
 
-cdef inline void map_run(
-    Channels* t, const real* x, const real* source, real* y, Py_ssize_t n, Py_ssize_t channel,
-    Writer* writer,
+cdef inline void map_runs(
+    Channels* t, Py_ssize_t channels, const real* x, Py_ssize_t x_stride, const real* source,
+    Py_ssize_t stride, real* y, Py_ssize_t y_stride, Py_ssize_t n, Py_ssize_t channel,
+    Py_ssize_t next_plane,
 ) noexcept nogil:
-    """n elements of one channel."""
-    cdef const real* coefficients = <const real*> t.coefficients + channel * t.inner
-    cdef real centre = coefficients[CENTRE * t.width]
-    cdef real scale = coefficients[SCALE * t.width]
-    cdef real shift = coefficients[SHIFT * t.width]
-    cdef real slope = coefficients[SLOPE * t.width]
+    """n elements of each of these channels."""
+    cdef const real* centre = <const real*> t.coefficients + channel * t.inner
+    cdef const real* scale = centre + SCALE * t.width
+    cdef const real* shift = centre + SHIFT * t.width
+    cdef const real* slope = centre + SLOPE * t.width
+    cdef const real* weight = NULL
+    cdef RunMap map = sixteen.GRADIENT
+    if t.map == SCALE_SHIFT:
+        map, x, x_stride, slope = sixteen.SCALE_SHIFT, source, stride, NULL
+    elif t.map == WEIGHTED_GRADIENT:
+        map, weight, scale = sixteen.WEIGHTED_GRADIENT, scale, centre + INVERSE * t.width
+    map_rows(
+        map, channels, source, stride, x, x_stride, t.stored, y, y_stride, n, centre, slope, shift,
+        scale, weight, t.inner, next_plane,
+    )
+
+
+cdef inline void map_placed(
+    Channels* t, const real* x, const real* source, real* y, Py_ssize_t n, Py_ssize_t channel,
+    Py_ssize_t next_plane, Writer* writer,
+) noexcept nogil:
+    """n elements of one channel, by pieces that the writer takes."""
     cdef Py_ssize_t length, size = itemsize_of(t.stored)
     cdef real* target
     while n > 0:
         length = n
         target = <real*> place_stored(writer, <char*> y, size, &length)
-        if t.map == SCALE_SHIFT:
-            row_scale_shift(source, t.stored, target, length, centre, scale, shift, t.ahead)
-        elif t.map == GRADIENT:
-            row_gradient(
-                source, x, t.stored, target, length, centre, slope, shift, scale, t.ahead
-            )
-        else:
-            row_weighted_gradient(
-                source, x, t.stored, target, length, scale, centre, slope, shift,
-                coefficients[INVERSE * t.width], t.ahead,
-            )
+        ask(source, t.stored, length, t.ahead)
+        if t.map != SCALE_SHIFT:
+            ask(x, t.stored, length, t.ahead)
+        map_runs(t, 1, x, 0, source, 0, target, 0, length, channel, next_plane)
         source = element(source, t.stored, length)
         x = element(x, t.stored, length)
         y = <real*> element(y, t.stored, length)
@@ -221,15 +232,14 @@ cdef inline void map_block_of_planes(
     cdef real* y = result_block(t.y, index, t.s, n, y_scratch, &y_stride)
     if t.map != SCALE_SHIFT:
         x = load_block(t.x, source_index, t.s, channels, n, x_scratch, &x_stride)
-    for k in range(channels):
-        if next_plane:
-            prefetch(
-                element(y, t.stored, k * y_stride + next_plane), n * itemsize_of(t.stored)
+    if t.route == IN_CACHE:
+        map_runs(t, channels, x, x_stride, source, stride, y, y_stride, n, channel, next_plane)
+    else:
+        for k in range(channels):
+            map_placed(
+                t, element(x, t.stored, k * x_stride), element(source, t.stored, k * stride),
+                <real*> element(y, t.stored, k * y_stride), n, channel + k, next_plane, writer,
             )
-        map_run(
-            t, element(x, t.stored, k * x_stride), element(source, t.stored, k * stride),
-            <real*> element(y, t.stored, k * y_stride), n, channel + k, writer,
-        )
     store_block(t.y, index, t.s, channels, n, y, y_stride, writer)
 
 

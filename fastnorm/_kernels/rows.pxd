@@ -12,9 +12,8 @@ from libc.stdint cimport uint16_t
 
 from fastnorm._kernels cimport sixteen
 from fastnorm._kernels.arrays cimport BFLOAT16, FLOAT16, Dtype, itemsize_of, real
-from fastnorm._kernels.memory cimport prefetch_far
-from fastnorm._kernels.sixteen cimport GRADIENT, SCALE, SCALE_SHIFT, SLOPE, TAKES_16_BITS
-from fastnorm._kernels.sixteen cimport WEIGHTED_GRADIENT, Numbers, RunMap
+from fastnorm._kernels.memory cimport prefetch, prefetch_far
+from fastnorm._kernels.sixteen cimport SCALE, SCALE_SHIFT, TAKES_16_BITS, Numbers, RunMap
 
 cdef extern from "lanes.h" nogil:
     enum:
@@ -61,18 +60,16 @@ cdef extern from "lanes.h" nogil:
         const double* inverse, bint centred, Py_ssize_t ahead, double* sums, double* products)
 
 cdef extern from "maps.h" nogil:
-    void map_float "fastnorm_map_float"(
-        RunMap map, const float* dy, const float* x, float* y, Py_ssize_t n, float centre,
-        float slope, float shift, float scale, float weight)
-    void map_double "fastnorm_map_double"(
-        RunMap map, const double* dy, const double* x, double* y, Py_ssize_t n, double centre,
-        double slope, double shift, double scale, double weight)
-    void slope_rows_float "fastnorm_slope_rows_float"(
-        Py_ssize_t rows, const float* dy, Py_ssize_t dy_step, const float* x, Py_ssize_t x_step,
-        float* y, Py_ssize_t y_step, Py_ssize_t n, const float* slope, const float* scale)
-    void slope_rows_double "fastnorm_slope_rows_double"(
-        Py_ssize_t rows, const double* dy, Py_ssize_t dy_step, const double* x, Py_ssize_t x_step,
-        double* y, Py_ssize_t y_step, Py_ssize_t n, const double* slope, const double* scale)
+    void map_rows_float "fastnorm_map_rows_float"(
+        RunMap map, Py_ssize_t rows, const float* dy, Py_ssize_t dy_step, const float* x,
+        Py_ssize_t x_step, float* y, Py_ssize_t y_step, Py_ssize_t n, const float* centre,
+        const float* slope, const float* shift, const float* scale, const float* weight,
+        Py_ssize_t apart, Py_ssize_t y_ahead)
+    void map_rows_double "fastnorm_map_rows_double"(
+        RunMap map, Py_ssize_t rows, const double* dy, Py_ssize_t dy_step, const double* x,
+        Py_ssize_t x_step, double* y, Py_ssize_t y_step, Py_ssize_t n, const double* centre,
+        const double* slope, const double* shift, const double* scale, const double* weight,
+        Py_ssize_t apart, Py_ssize_t y_ahead)
     void affine_rows_float "fastnorm_affine_rows_float"(
         Py_ssize_t rows, const float* x, Py_ssize_t x_step, float* y, Py_ssize_t y_step,
         Py_ssize_t n, bint centred, const float* centre, const float* scale, const float* shift,
@@ -248,31 +245,41 @@ cdef inline real standard(
     return (x - centre) * rstd + shift if centred else x * rstd
 
 
-cdef inline void map_run(
-    RunMap map, const real* dy, const real* x, Dtype stored, real* y, Py_ssize_t n, real centre,
-    real slope, real shift, real scale, real weight,
+cdef inline void map_rows(
+    RunMap map, Py_ssize_t rows, const real* dy, Py_ssize_t dy_step, const real* x,
+    Py_ssize_t x_step, Dtype stored, real* y, Py_ssize_t y_step, Py_ssize_t n, const real* centre,
+    const real* slope, const real* shift, const real* scale, const real* weight, Py_ssize_t apart,
+    Py_ssize_t y_ahead,
 ) noexcept nogil:
+    """A map (maps.h) of some rows. They have numbers of their own, `apart` from one another, NULL
+    where the map has none. One of x alone has it as dy too. What is y_ahead elements further on
+    than y, if that is not 0, is asked for."""
+    cdef Py_ssize_t k
     cdef Numbers m
     if real is float:
-        if is_sixteen(stored):
-            m.centre, m.slope, m.shift, m.scale, m.weight = centre, slope, shift, scale, weight
-            sixteen.map(
-                stored == FLOAT16, map, <const uint16_t*> dy, <const uint16_t*> x, <uint16_t*> y,
-                n, m,
+        if not is_sixteen(stored):
+            map_rows_float(
+                map, rows, dy, dy_step, x, x_step, y, y_step, n, centre, slope, shift, scale,
+                weight, apart, y_ahead,
             )
-        else:
-            map_float(map, dy, x, y, n, centre, slope, shift, scale, weight)
+            return
+        for k in range(rows):
+            m.scale = scale[k * apart]
+            m.centre = 0 if centre == NULL else centre[k * apart]
+            m.slope = 0 if slope == NULL else slope[k * apart]
+            m.shift = 0 if shift == NULL else shift[k * apart]
+            m.weight = 0 if weight == NULL else weight[k * apart]
+            if y_ahead:
+                prefetch(<uint16_t*> y + k * y_step + y_ahead, n * sizeof(uint16_t))
+            sixteen.map(
+                stored == FLOAT16, map, <const uint16_t*> dy + k * dy_step,
+                <const uint16_t*> x + k * x_step, <uint16_t*> y + k * y_step, n, m,
+            )
     else:
-        map_double(map, dy, x, y, n, centre, slope, shift, scale, weight)
-
-
-cdef inline void row_scale_shift(
-    const real* x, Dtype stored, real* y, Py_ssize_t n, real centre, real scale, real shift,
-    Py_ssize_t ahead,
-) noexcept nogil:
-    """y = (x - centre)·scale + shift"""
-    ask(x, stored, n, ahead)
-    map_run(SCALE_SHIFT, x, x, stored, y, n, centre, <real> 0, shift, scale, <real> 0)
+        map_rows_double(
+            map, rows, dy, dy_step, x, x_step, y, y_step, n, centre, slope, shift, scale, weight,
+            apart, y_ahead,
+        )
 
 
 cdef inline void affine_rows(
@@ -284,6 +291,12 @@ cdef inline void affine_rows(
     x̂ = (x - centre)·scale + shift; or, not centred, x·scale, and then there is no beta."""
     cdef Py_ssize_t k
     cdef Numbers m
+    if gamma == NULL and beta == NULL:
+        map_rows(
+            SCALE_SHIFT if centred else SCALE, rows, x, x_step, x, x_step, stored, y, y_step, n,
+            centre if centred else NULL, NULL, shift if centred else NULL, scale, NULL, 1, 0,
+        )
+        return
     if real is float:
         if not is_sixteen(stored):
             affine_rows_float(
@@ -292,12 +305,6 @@ cdef inline void affine_rows(
             return
         for k in range(rows):
             m.scale = scale[k]
-            if not centred and gamma == NULL:
-                sixteen.map(
-                    stored == FLOAT16, SCALE, <const uint16_t*> x + k * x_step,
-                    <const uint16_t*> x + k * x_step, <uint16_t*> y + k * y_step, n, m,
-                )
-                continue
             m.centre, m.shift = centre[k] if centred else 0, shift[k] if centred else -0.0
             sixteen.affine(
                 stored == FLOAT16, <const uint16_t*> x + k * x_step, <uint16_t*> y + k * y_step,
@@ -307,44 +314,3 @@ cdef inline void affine_rows(
         affine_rows_double(
             rows, x, x_step, y, y_step, n, centred, centre, scale, shift, gamma, beta
         )
-
-
-cdef inline void row_gradient(
-    const real* dy, const real* x, Dtype stored, real* dx, Py_ssize_t n, real centre, real slope,
-    real shift, real scale, Py_ssize_t ahead,
-) noexcept nogil:
-    """dx = (dy + ((x - centre)·slope + shift))·scale"""
-    ask(x, stored, n, ahead)
-    ask(dy, stored, n, ahead)
-    map_run(GRADIENT, dy, x, stored, dx, n, centre, slope, shift, scale, <real> 1)
-
-
-cdef inline void row_weighted_gradient(
-    const real* dy, const real* x, Dtype stored, real* dx, Py_ssize_t n, real weight, real centre,
-    real slope, real shift, real scale, Py_ssize_t ahead,
-) noexcept nogil:
-    """dx = (dy·weight + ((x - centre)·slope + shift))·scale"""
-    ask(x, stored, n, ahead)
-    ask(dy, stored, n, ahead)
-    map_run(WEIGHTED_GRADIENT, dy, x, stored, dx, n, centre, slope, shift, scale, weight)
-
-
-cdef inline void slope_rows(
-    Py_ssize_t rows, const real* dy, Py_ssize_t dy_step, const real* x, Py_ssize_t x_step,
-    Dtype stored, real* dx, Py_ssize_t dx_step, Py_ssize_t n, const real* slope, const real* scale,
-) noexcept nogil:
-    """dx = (dy + x·slope)·scale of some rows"""
-    cdef Py_ssize_t k
-    cdef Numbers m
-    if real is float:
-        if not is_sixteen(stored):
-            slope_rows_float(rows, dy, dy_step, x, x_step, dx, dx_step, n, slope, scale)
-            return
-        for k in range(rows):
-            m.slope, m.scale = slope[k], scale[k]
-            sixteen.map(
-                stored == FLOAT16, SLOPE, <const uint16_t*> dy + k * dy_step,
-                <const uint16_t*> x + k * x_step, <uint16_t*> dx + k * dx_step, n, m,
-            )
-    else:
-        slope_rows_double(rows, dy, dy_step, x, x_step, dx, dx_step, n, slope, scale)

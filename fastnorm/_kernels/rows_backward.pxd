@@ -16,8 +16,8 @@ from fastnorm._kernels.memory cimport IN_CACHE, PAST_CACHE, Writer, choose_route
 from fastnorm._kernels.memory cimport flush, open_writer, place_rows, place_stored, rows_abreast
 from fastnorm._kernels.operands cimport Scratch, load_block, of_this_thread, release
 from fastnorm._kernels.operands cimport nth, result_block, store_block
-from fastnorm._kernels.rows cimport CHUNK, TOGETHER, ask, element, is_sixteen, row_gradient_sums
-from fastnorm._kernels.rows cimport slope_rows
+from fastnorm._kernels.rows cimport CHUNK, TOGETHER, ask, element, is_sixteen, map_rows
+from fastnorm._kernels.rows cimport row_gradient_sums
 from fastnorm._kernels.rows_narrow cimport backward_narrow
 from fastnorm._kernels.rows_task cimport FLUSH_ROWS, MAX_GROUP, NARROW, PIECE, RowMap
 from fastnorm._kernels.rows_task cimport RowSums, Task, allocate_partials, are_flushed, flush_sums
@@ -26,7 +26,7 @@ from fastnorm._kernels.rows_task cimport lines_of_y, load_lengths, loaded_map, p
 from fastnorm._kernels.rows_task cimport piece_length, reserve_scratch, rows_at_once
 from fastnorm._kernels.rows_task cimport rows_together, shifted, unflushed_rows
 from fastnorm._kernels.rows_turned cimport backward_side_by_side
-from fastnorm._kernels.sixteen cimport GradientParameters, Rows
+from fastnorm._kernels.sixteen cimport SLOPE, GradientParameters, Rows
 from fastnorm._kernels.vectors cimport store
 from fastnorm._pool cimport parallel_for
 
@@ -175,9 +175,9 @@ cdef inline void length_gradients(
             writer, <char*> element(dx, t.stored, i), itemsize_of(t.stored), &length
         )
         ask(element(x, t.stored, i), t.stored, length, ahead)
-        slope_rows(
-            1, element(dy, t.stored, i), 0, element(x, t.stored, i), 0, t.stored, <real*> target,
-            0, length, &slope, &scale,
+        map_rows(
+            SLOPE, 1, element(dy, t.stored, i), 0, element(x, t.stored, i), 0, t.stored,
+            <real*> target, 0, length, NULL, &slope, NULL, &scale, NULL, 1, 0,
         )
         i += length
 
@@ -204,10 +204,10 @@ cdef inline void group_length_gradients(
         if some > 1:
             length = some * t.n
             ask(x_row, t.stored, length, ahead)
-            slope_rows(
-                some, dy_row, dy_stride, x_row, x_stride, t.stored,
+            map_rows(
+                SLOPE, some, dy_row, dy_stride, x_row, x_stride, t.stored,
                 <real*> place_stored(writer, <char*> target, itemsize_of(t.stored), &length),
-                dx_stride, t.n, slope + k, scale + k,
+                dx_stride, t.n, NULL, slope + k, NULL, scale + k, NULL, 1, 0,
             )
         else:
             length_gradients(t, x_row, dy_row, target, t.n, slope[k], scale[k], writer, ahead)

@@ -56,19 +56,32 @@ FASTNORM_INLINE void FASTNORM_NAME(map_run)(
 #undef WEIGHTED
 #undef MAPPED
 
-/* One loop for each map. */
-static inline void FASTNORM_NAME(map)(
-    fastnorm_map map, const real *dy, const real *x, real *y, ptrdiff_t n, real centre, real slope, real shift,
-    real scale, real weight)
+/* Of some rows, which have numbers of their own, `apart` from those of the row before; one loop for each map. NULL stands
+   for those that a map does not have. y_ahead: elements from a row of y to what will be written after these rows, and is
+   asked for, or 0. */
+FASTNORM_ONCE void FASTNORM_NAME(map_rows)(
+    fastnorm_map map, ptrdiff_t rows, const real *dy, ptrdiff_t dy_step, const real *x, ptrdiff_t x_step, real *y,
+    ptrdiff_t y_step, ptrdiff_t n, const real *centre, const real *slope, const real *shift, const real *scale,
+    const real *weight, ptrdiff_t apart, ptrdiff_t y_ahead)
 {
-    const numbers m = {centre, slope, shift, scale, weight};
-#define CASE(_, one) if (map == one) FASTNORM_NAME(map_run)(one, dy, x, y, n, m, NULL, NULL);
+    ptrdiff_t k;
+#define CASE(_, one)                                                                                 \
+    if (map == one) {                                                                                \
+        for (k = 0; rows > 0; --rows, dy += dy_step, x += x_step, y += y_step, k += apart) {         \
+            numbers m = {0, 0, 0, scale[k], 0};                                                      \
+            if (FASTNORM_IS_CENTRED(one)) m.centre = centre[k], m.shift = shift[k];                  \
+            if (FASTNORM_IS_GRADIENT(one)) m.slope = slope[k];                                       \
+            if (one == FASTNORM_WEIGHTED_GRADIENT) m.weight = weight[k];                             \
+            if (y_ahead) fastnorm_prefetch(y + y_ahead, n * sizeof(real));                           \
+            FASTNORM_NAME(map_run)(one, FASTNORM_IS_GRADIENT(one) ? dy : x, x, y, n, m, NULL, NULL); \
+        }                                                                                            \
+    }
     FASTNORM_MAPS(CASE)
 #undef CASE
 }
 
-/* Of some rows: x̂·gamma + beta with x̂ = (x - centre)·scale + shift, or x·scale where they are not centred, and then there
-   is no beta. Each row has numbers of its own. */
+/* The same times gamma, plus beta, one of which may be NULL: x̂·gamma + beta with x̂ = (x - centre)·scale + shift, or x·scale
+   where rows are not centred, and then there is no beta. */
 FASTNORM_ONCE void FASTNORM_NAME(affine_rows)(
     ptrdiff_t rows, const real *x, ptrdiff_t x_step, real *y, ptrdiff_t y_step, ptrdiff_t n, int centred,
     const real *centre, const real *scale, const real *shift, const real *gamma, const real *beta)
@@ -78,24 +91,11 @@ FASTNORM_ONCE void FASTNORM_NAME(affine_rows)(
         const numbers m = {*centre++, 0, *shift++, *scale++, 0}; \
         FASTNORM_NAME(map_run)(map, x, x, y, n, m, gamma, beta); \
     }
-    if (!centred && !gamma) ROWS(FASTNORM_SCALE, NULL, NULL)
-    else if (!centred) ROWS(FASTNORM_SCALE, gamma, NULL)
-    else if (!gamma && !beta) ROWS(FASTNORM_SCALE_SHIFT, NULL, NULL)
+    if (!centred) ROWS(FASTNORM_SCALE, gamma, NULL)
     else if (!gamma) ROWS(FASTNORM_SCALE_SHIFT, NULL, beta)
     else if (!beta) ROWS(FASTNORM_SCALE_SHIFT, gamma, NULL)
     else ROWS(FASTNORM_SCALE_SHIFT, gamma, beta)
 #undef ROWS
-}
-
-/* Of some rows: (dy + x·slope)·scale, with numbers of each row. */
-FASTNORM_ONCE void FASTNORM_NAME(slope_rows)(
-    ptrdiff_t rows, const real *dy, ptrdiff_t dy_step, const real *x, ptrdiff_t x_step, real *y, ptrdiff_t y_step,
-    ptrdiff_t n, const real *slope, const real *scale)
-{
-    for (; rows > 0; --rows, dy += dy_step, x += x_step, y += y_step) {
-        const numbers m = {0, *slope++, 0, *scale++, 0};
-        FASTNORM_NAME(map_run)(FASTNORM_SLOPE, dy, x, y, n, m, NULL, NULL);
-    }
 }
 
 /* One vector of a few rows, or one element of each, whose columns have numbers of their own. Nothing is stored before all
