@@ -347,27 +347,38 @@ cdef inline void use_operands(Channels* t, const Operands* o) noexcept nogil:
 
 
 cdef inline void set_typed(
-    Channels* t, real* row, Py_ssize_t channel, Py_ssize_t n, const double* values
+    Channels* t, real* row, Py_ssize_t first, Py_ssize_t n, Py_ssize_t group, const double* values
 ) noexcept nogil:
-    cdef Py_ssize_t repeat, i, j
+    """Of n groups of so many channels, from group `first` on."""
+    cdef Py_ssize_t repeat, i, j, inner = t.inner * group
+    cdef real value
     for repeat in range(t.repeats):
-        if t.inner == 1:
+        if inner == 1:
             for i in range(n):
-                row[repeat * t.c + channel + i] = <real> values[i]
+                row[repeat * t.c + first + i] = <real> values[i]
         else:
             for i in range(n):
-                for j in range(t.inner):
-                    row[(repeat * t.c + channel + i) * t.inner + j] = <real> values[i]
+                value = <real> values[i]
+                for j in range(inner):
+                    row[repeat * t.c * t.inner + (first + i) * inner + j] = value
+
+
+cdef inline void set_of_groups(
+    Channels* t, Coefficient row, Py_ssize_t first, Py_ssize_t n, Py_ssize_t group,
+    const double* values,
+) noexcept nogil:
+    """The same for all channels of each group."""
+    if t.dtype == FLOAT32:
+        set_typed(t, <float*> t.coefficients + row * t.width, first, n, group, values)
+    else:
+        set_typed(t, <double*> t.coefficients + row * t.width, first, n, group, values)
 
 
 cdef inline void set_coefficients(
     Channels* t, Coefficient row, Py_ssize_t channel, Py_ssize_t n, const double* values
 ) noexcept nogil:
-    """The same for all columns of a channel."""
-    if t.dtype == FLOAT32:
-        set_typed(t, <float*> t.coefficients + row * t.width, channel, n, values)
-    else:
-        set_typed(t, <double*> t.coefficients + row * t.width, channel, n, values)
+    """The same for all columns of each channel."""
+    set_of_groups(t, row, channel, n, 1, values)
 
 
 cdef inline void set_all(

@@ -26,7 +26,7 @@ from fastnorm._kernels.channels_task cimport CENTRE, FEW, GRADIENT_SUMS, INVERSE
 from fastnorm._kernels.channels_task cimport NO_REDUCTION, SCALE, SCALE_SHIFT, SHIFT, SLOPE
 from fastnorm._kernels.channels_task cimport WEIGHTED_GRADIENT, Channels, Operands, Reduction
 from fastnorm._kernels.channels_task cimport high_parts, plan_groups, rescue_channels
-from fastnorm._kernels.channels_task cimport set_coefficients, use_operands
+from fastnorm._kernels.channels_task cimport set_coefficients, set_of_groups, use_operands
 from fastnorm._kernels.engine cimport backward_groups, forward_groups, load, run_channels
 from fastnorm._kernels.engine cimport set_operands, set_rows, store
 from fastnorm._kernels.group_norm_rows cimport GroupRows, are_rows
@@ -74,16 +74,17 @@ cdef inline void load_groups(
     GroupNorm* norm, Vector vector, Py_ssize_t sample, Py_ssize_t channel, Py_ssize_t n,
     double* restrict values,
 ) noexcept nogil:
-    """For n channels, what `vector` has for their groups."""
-    cdef Py_ssize_t group, stop, i = 0
+    """For n channels, at most FEW, what `vector` has for their groups."""
+    cdef double of_groups[FEW]
     cdef double value
+    cdef Py_ssize_t first = sample * norm.c + channel, i = 0, group = 0, stop
     if norm.group == 1:
-        load(vector, sample * norm.c + channel, n, 0, values)
+        load(vector, first, n, 0, values)
         return
-    group = (sample * norm.c + channel) // norm.group
     stop = norm.group - channel % norm.group
+    load(vector, first // norm.group, ceil_div(n - min(stop, n), norm.group) + 1, 0, of_groups)
     while i < n:
-        load(vector, group, 1, 0, &value)
+        value = of_groups[group]
         while i < min(stop, n):
             values[i] = value
             i += 1
@@ -196,30 +197,56 @@ cdef void prepare_backward(Channels* t, Py_ssize_t channel, Py_ssize_t n) noexce
     set_coefficients(t, INVERSE, channel, n, values)
 
 
-cdef inline void group_gradient(
-    Channels* t, Py_ssize_t channel, double mean, double rstd, double* slope, double* shift
+cdef inline void add_weighted(
+    Py_ssize_t n, const double* gamma, const double* sum_dy, double* sum_products,
+    double left_over, double* sum_h, double* sum_h_xhat,
 ) noexcept nogil:
-    """Of the group that begins with this channel. Its sums of products become terms of dgamma: of
+    """Σh and Σ(h·x̂) of n channels of a group. Their sums of products become terms of dgamma: of
     x̂ = (x - high)·rstd - low·rstd they have the first term."""
+    cdef double h = sum_h[0], h_xhat = sum_h_xhat[0]
+    cdef Py_ssize_t i
+    for i in range(n):
+        sum_products[i] -= left_over * sum_dy[i]
+        h += gamma[i] * sum_dy[i]
+        h_xhat += gamma[i] * sum_products[i]
+    sum_h[0], sum_h_xhat[0] = h, h_xhat
+
+
+cdef inline void conclude_groups(Channels* t, Py_ssize_t channel, Py_ssize_t groups) noexcept nogil:
+    """Of groups with FEW channels in all, or one with more, from `channel` on."""
     cdef GroupNorm* norm = <GroupNorm*> t.norm
     cdef double* sum_dy = norm.first + t.sample * t.c + channel
     cdef double* sum_products = norm.second + t.sample * t.c + channel
     cdef double gamma[FEW]
-    cdef double high, left_over, sum_h = 0, sum_h_xhat = 0
+    cdef double mean[FEW]
+    cdef double rstd[FEW]
+    cdef double high[FEW]
+    cdef double sum_h[FEW]
+    cdef double sum_h_xhat[FEW]
     cdef double count = <double> t.n * norm.group * t.s
-    cdef Py_ssize_t start = 0, n, i
-    high_parts(t, 1, &mean, &high)
-    left_over = (mean - high) * rstd
-    while start < norm.group:
-        n = min(norm.group - start, <Py_ssize_t> FEW)
+    cdef Py_ssize_t first = (t.sample * norm.c + channel) // norm.group
+    cdef Py_ssize_t all_channels = groups * norm.group, start = 0, n, i, k
+    load(norm.mean, first, groups, 0, mean)
+    load(norm.rstd, first, groups, 0, rstd)
+    high_parts(t, groups, mean, high)
+    for k in range(groups):
+        sum_h[k], sum_h_xhat[k] = 0, 0
+    while start < all_channels:
+        n = min(all_channels - start, <Py_ssize_t> FEW)
         load_parameter(norm, norm.gamma, channel + start, n, 1, gamma)
-        for i in range(n):
-            sum_products[start + i] -= left_over * sum_dy[start + i]
-            sum_h += gamma[i] * sum_dy[start + i]
-            sum_h_xhat += gamma[i] * sum_products[start + i]
+        set_coefficients(t, SCALE, channel + start, n, gamma)
+        for k in range(groups):
+            i = k * norm.group
+            add_weighted(
+                min(n - i, norm.group), gamma + i, sum_dy + start + i, sum_products + start + i,
+                (mean[k] - high[k]) * rstd[k], sum_h + k, sum_h_xhat + k,
+            )
         start += n
-    slope[0] = -sum_h_xhat / count * rstd
-    shift[0] = (sum_h_xhat * left_over - sum_h) / count
+    for k in range(groups):  # sum_h becomes the shift, sum_h_xhat the slope
+        sum_h[k] = (sum_h_xhat[k] * ((mean[k] - high[k]) * rstd[k]) - sum_h[k]) / count
+        sum_h_xhat[k] = -sum_h_xhat[k] / count * rstd[k]
+    set_of_groups(t, SLOPE, channel // norm.group, groups, norm.group, sum_h_xhat)
+    set_of_groups(t, SHIFT, channel // norm.group, groups, norm.group, sum_h)
 
 
 cdef void conclude_backward(
@@ -227,29 +254,11 @@ cdef void conclude_backward(
 ) noexcept nogil:
     """dx = (dy·gamma + ((x - high)·slope + shift))·rstd"""
     cdef GroupNorm* norm = <GroupNorm*> t.norm
-    cdef double gamma[FEW]
-    cdef double mean[FEW]
-    cdef double rstd[FEW]
-    cdef double slope[FEW]
-    cdef double shift[FEW]
-    cdef double slope_of_group = 0, shift_of_group = 0
-    cdef Py_ssize_t next_group = channel, n, i
+    cdef Py_ssize_t at_once = max(FEW // norm.group, <Py_ssize_t> 1), groups
     while channel < last_channel:
-        n = min(last_channel - channel, <Py_ssize_t> FEW)
-        load_groups(norm, norm.mean, t.sample, channel, n, mean)
-        load_groups(norm, norm.rstd, t.sample, channel, n, rstd)
-        for i in range(n):
-            if channel + i == next_group:
-                group_gradient(
-                    t, next_group, mean[i], rstd[i], &slope_of_group, &shift_of_group
-                )
-                next_group += norm.group
-            slope[i], shift[i] = slope_of_group, shift_of_group
-        load_parameter(norm, norm.gamma, channel, n, 1, gamma)
-        set_coefficients(t, SCALE, channel, n, gamma)
-        set_coefficients(t, SLOPE, channel, n, slope)
-        set_coefficients(t, SHIFT, channel, n, shift)
-        channel += n
+        groups = min(at_once, (last_channel - channel) // norm.group)
+        conclude_groups(t, channel, groups)
+        channel += groups * norm.group
 
 
 cdef void sum_samples(void* task, Py_ssize_t block) noexcept nogil:
