@@ -48,6 +48,7 @@ LARGE = [
     (GROUP_NORM, Case("channels-first 8x66x39x39", (8, 66, 39, 39), {"num_groups": 6})),
     (GROUP_NORM, Case("one group 1x66x101x101", (1, 66, 101, 101), {"num_groups": 1})),
     (GROUP_NORM, Case("channels-first 129x66x7x7", (129, 66, 7, 7), {"num_groups": 6})),
+    (GROUP_NORM, Case("channels-first 129x66x4x4", (129, 66, 4, 4), {"num_groups": 6})),
     (GROUP_NORM, Case("channels-last 8x39x39x66", (8, 39, 39, 66), {"num_groups": 6, "axis": -1})),
     (GROUP_NORM, Case("one sample 1x101x101x66", (1, 101, 101, 66), {"num_groups": 6, "axis": -1})),
     (GROUP_NORM, Case("600x1032", (600, 1032), {"num_groups": 8})),

@@ -19,8 +19,8 @@ from fastnorm._kernels.vectors cimport Vector, store
 from fastnorm._pool cimport parallel_for
 
 cdef enum:
-    MIN_SINGLE_PLANE = 32       # elements: a sum over fewer is mostly overhead
-    MIN_GROUP_PLANE = 64        # the same where several planes make a row
+    MIN_SINGLE_PLANE = 16       # elements: a sum over fewer is mostly overhead
+    MIN_GROUP_PLANE = 24        # the same where several planes make a row
     TILE = 1024                 # elements of a sample that a block takes at least
     ABREAST = 16                # channels whose gradients are added up together
 
