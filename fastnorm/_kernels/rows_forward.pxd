@@ -2,7 +2,7 @@
 x̂ = (x - mean)·rstd, or x·rstd, or x·g/‖x‖."""
 
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
 from fastnorm._kernels.blocks cimport BLOCKS_PER_THREAD, ceil_div, threads_for
@@ -34,7 +34,6 @@ cdef inline void group_statistics(
     cdef double m2[MAX_GROUP]
     cdef Py_ssize_t k = 0, some
     cdef const real* row
-    memset(mean, 0, count * sizeof(double))
     while k < count:
         row, some = element(x, t.stored, k * stride), min(count - k, <Py_ssize_t> TOGETHER)
         if t.centred:
@@ -42,6 +41,9 @@ cdef inline void group_statistics(
         else:
             row_squares(row, t.stored, stride, some, t.n, ahead, m2 + k)
         k += some
+    if not t.centred:
+        for k in range(count):
+            mean[k] = 0
     finish_statistics(t, index, count, mean, m2, rstd)
 
 

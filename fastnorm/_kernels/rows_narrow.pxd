@@ -217,6 +217,19 @@ cdef inline void fold_tile(
         sums[i] += totals[i]
 
 
+cdef inline void take(
+    const double* restrict some, Py_ssize_t count, double* restrict all_
+) noexcept nogil:
+    """A number for each of SIDE_BY_SIDE rows, 0 for those that are not there."""
+    cdef Py_ssize_t j
+    if count == SIDE_BY_SIDE:
+        for j in range(SIDE_BY_SIDE):
+            all_[j] = some[j]
+    else:
+        for j in range(SIDE_BY_SIDE):
+            all_[j] = some[j] if j < count else 0
+
+
 cdef inline void load_maps(
     Task* t, Py_ssize_t index, Py_ssize_t count, real* restrict high, real* restrict scale,
     real* restrict shift, real* restrict factor,
@@ -226,21 +239,23 @@ cdef inline void load_maps(
     cdef double rstd[SIDE_BY_SIDE]
     cdef double g[SIDE_BY_SIDE]
     cdef Py_ssize_t j
-    memset(mean, 0, sizeof(mean))
+    if t.centred:
+        take(t.mean + index, count, mean)
+    else:
+        take(NULL, 0, mean)
     if t.by_length:
-        memset(rstd, 0, sizeof(rstd))
-        memset(g, 0, sizeof(g))
+        take(NULL, 0, rstd)
+        take(NULL, 0, g)
         load_lengths(t, index, count, rstd, g)
         for j in range(SIDE_BY_SIDE):
             rstd[j] = inverse_or_zero(rstd[j])
             factor[j] = <real> (g[j] * rstd[j])
     else:
-        memcpy(rstd, t.rstd + index, count * sizeof(double))
-        if t.centred:
-            memcpy(mean, t.mean + index, count * sizeof(double))
+        take(t.rstd + index, count, rstd)
     split(t, count, mean, rstd, high, scale, shift)
     if not t.by_length:
-        memcpy(factor, scale, SIDE_BY_SIDE * sizeof(real))
+        for j in range(SIDE_BY_SIDE):
+            factor[j] = scale[j]
 
 
 cdef inline void backward_narrow(

@@ -115,7 +115,9 @@ FASTNORM_INLINE double FASTNORM_NAME(fold_lanes)(lanes a)
 
 FASTNORM_INLINE double FASTNORM_NAME(fold)(const real *a)
 {
-    return FASTNORM_NAME(fold_lanes)(*(const lanes *)a);
+    lanes copy = FASTNORM_NAME(no_lanes)();
+    FASTNORM_NAME(add_lanes)(&copy, (const lanes *)a);
+    return FASTNORM_NAME(fold_lanes)(copy);
 }
 
 /* Sums over a run of `real`, */
