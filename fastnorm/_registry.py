@@ -798,6 +798,7 @@ GROUP_NORM = Operation(
     bench_cases=(
         _group_case((16, 64, 56, 56), 32, "channels-first"),
         _group_case((16, 512, 14, 14), 32, "channels-first"),
+        _group_case((32, 256, 8, 8), 32, "channels-first"),
         _group_case((16, 56, 56, 64), 32, "channels-last", axis=-1),
         _group_case((256, 1024), 32),
     ),
