@@ -220,16 +220,20 @@ cdef inline void conclude_groups(Channels* t, Py_ssize_t channel, Py_ssize_t gro
     cdef double gamma[FEW]
     cdef double mean[FEW]
     cdef double rstd[FEW]
-    cdef double high[FEW]
+    cdef double left_over[FEW]
     cdef double sum_h[FEW]
     cdef double sum_h_xhat[FEW]
+    cdef double slope[FEW]
+    cdef double shift[FEW]
     cdef double count = <double> t.n * norm.group * t.s
-    cdef Py_ssize_t first = (t.sample * norm.c + channel) // norm.group
+    cdef Py_ssize_t group = channel // norm.group
+    cdef Py_ssize_t first = t.sample * (norm.c // norm.group) + group
     cdef Py_ssize_t all_channels = groups * norm.group, start = 0, n, i, k
     load(norm.mean, first, groups, 0, mean)
     load(norm.rstd, first, groups, 0, rstd)
-    high_parts(t, groups, mean, high)
+    high_parts(t, groups, mean, left_over)
     for k in range(groups):
+        left_over[k] = (mean[k] - left_over[k]) * rstd[k]
         sum_h[k], sum_h_xhat[k] = 0, 0
     while start < all_channels:
         n = min(all_channels - start, <Py_ssize_t> FEW)
@@ -239,14 +243,14 @@ cdef inline void conclude_groups(Channels* t, Py_ssize_t channel, Py_ssize_t gro
             i = k * norm.group
             add_weighted(
                 min(n - i, norm.group), gamma + i, sum_dy + start + i, sum_products + start + i,
-                (mean[k] - high[k]) * rstd[k], sum_h + k, sum_h_xhat + k,
+                left_over[k], sum_h + k, sum_h_xhat + k,
             )
         start += n
-    for k in range(groups):  # sum_h becomes the shift, sum_h_xhat the slope
-        sum_h[k] = (sum_h_xhat[k] * ((mean[k] - high[k]) * rstd[k]) - sum_h[k]) / count
-        sum_h_xhat[k] = -sum_h_xhat[k] / count * rstd[k]
-    set_of_groups(t, SLOPE, channel // norm.group, groups, norm.group, sum_h_xhat)
-    set_of_groups(t, SHIFT, channel // norm.group, groups, norm.group, sum_h)
+    for k in range(groups):
+        slope[k] = -sum_h_xhat[k] / count * rstd[k]
+        shift[k] = (sum_h_xhat[k] * left_over[k] - sum_h[k]) / count
+    set_of_groups(t, SLOPE, group, groups, norm.group, slope)
+    set_of_groups(t, SHIFT, group, groups, norm.group, shift)
 
 
 cdef void conclude_backward(

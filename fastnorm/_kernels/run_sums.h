@@ -1,5 +1,5 @@
 /* The sums over a run, for sums.h, which includes this for each `element` that a run may have. FASTNORM_ENTRY: what
-   kernels call. */
+   kernels call. FASTNORM_HAS_EFFECT: else compilers make vectors of a rest, which is fewer than eight elements. */
 
 /* Σx */
 FASTNORM_ENTRY double FASTNORM_RUN(sum)(const element *x, ptrdiff_t n)
