@@ -20,7 +20,8 @@ enum {
     FASTNORM_SIDE = 16,   /* of the tiles in which rows and columns change places */
     FASTNORM_STREAMS = 8, /* elements of a lane at once, of x and of dy: processors follow 32 streams of memory */
     FASTNORM_EVENLY = 64, /* elements between two requests for memory */
-    FASTNORM_ROW_NUMBERS = 6,
+    FASTNORM_ROW_NUMBERS = 5, /* that gradients need of a row (run_maps.h), each side by side for all rows of a group */
+    FASTNORM_MAX_GROUP = 256,
     FASTNORM_FOLDED = 5,  /* numbers that are left of a row's lanes, */
     FASTNORM_TOGETHER = 8 /* and rows that a vector then holds one of each of */
 };

@@ -31,7 +31,7 @@ cdef extern from "memory.h" nogil:
 cdef enum:
     AHEAD = 4096                    # bytes further on memory is asked for, if nothing is said,
     FAR_AHEAD = 8192                # or beside streaming stores
-    RUN_BYTES = 2048                # of one run of a result in the sink
+    RUN_BYTES = 1024                # of one run of a result in the sink: half a store queue
     DISTANCE = 512                  # bytes
     ASKED_BYTES = 1024              # of a result at a time,
     ASKED_AHEAD = 2048              # and how much further on

@@ -28,15 +28,17 @@ FASTNORM_INLINE fastnorm_parameter_pairs fastnorm_parameters_at(
     return at;
 }
 
-/* dx of one vector, from the six numbers of its row. */
+/* dx of one vector, from the numbers of its row, FASTNORM_MAX_GROUP apart. */
 FASTNORM_INLINE fastnorm_wide fastnorm_row_gradient(
     int centred, fastnorm_wide dy, fastnorm_wide x, fastnorm_wide gamma, const float *r, fastnorm_wide *dgamma,
     fastnorm_wide *dbeta)
 {
-    fastnorm_wide x_hat = centred ? (x - r[0]) * r[1] + r[2] : x * r[1], h = dy * gamma;
+    const float centre = r[0], rstd = r[FASTNORM_MAX_GROUP], shift = r[2 * FASTNORM_MAX_GROUP];
+    const float mean_h = r[3 * FASTNORM_MAX_GROUP], mean_hx = r[4 * FASTNORM_MAX_GROUP];
+    fastnorm_wide x_hat = centred ? (x - centre) * rstd + shift : x * rstd, h = dy * gamma;
     *dgamma += dy * x_hat;
-    if (centred) *dbeta += dy, h -= r[4];
-    return (h - x_hat * r[5]) * r[3];
+    if (centred) *dbeta += dy, h -= mean_h;
+    return (h - x_hat * mean_hx) * rstd;
 }
 
 /* A pair of columns from i on, whose parameters are `at`. All is loaded before anything is stored: see COLUMN of run_maps.h. */
@@ -48,7 +50,7 @@ FASTNORM_INLINE void fastnorm_pair_gradients(
     ptrdiff_t k;
     FASTNORM_UNROLL
     for (k = 0; k < rows; ++k) {
-        const float *r = p.numbers + k * FASTNORM_ROW_NUMBERS;
+        const float *r = p.numbers + k;
         const fastnorm_pair v = fastnorm_elements(is_half, x, k, i);
         d[k] = fastnorm_elements(is_half, dy, k, i);
         d[k].a = fastnorm_row_gradient(centred, d[k].a, v.a, at.gamma.a, r, &at.dgamma.a, &at.dbeta.a);

@@ -19,20 +19,18 @@ from fastnorm._kernels.operands cimport nth, result_block, store_block
 from fastnorm._kernels.rows cimport CHUNK, TOGETHER, ask, element, is_sixteen, map_rows
 from fastnorm._kernels.rows cimport row_gradient_sums
 from fastnorm._kernels.rows_narrow cimport backward_narrow
-from fastnorm._kernels.rows_task cimport FLUSH_ROWS, MAX_GROUP, NARROW, PIECE, RowMap
-from fastnorm._kernels.rows_task cimport RowSums, Task, allocate_partials, are_flushed, flush_sums
-from fastnorm._kernels.rows_task cimport elements_ahead, goes_by_tiles, is_cut, kept_map
-from fastnorm._kernels.rows_task cimport lines_of_y, load_lengths, loaded_map, parameters_of
+from fastnorm._kernels.rows_numbers cimport HIGH, LENGTH_SCALE, LENGTH_SLOPE, ROW_NUMBERS, RSTD
+from fastnorm._kernels.rows_numbers cimport Group, finish_group, keep_lengths, load_group
+from fastnorm._kernels.rows_numbers cimport settle_sums
+from fastnorm._kernels.rows_task cimport FLUSH_ROWS, MAX_GROUP, NARROW, PIECE, RowSums, Task
+from fastnorm._kernels.rows_task cimport allocate_partials, are_flushed, elements_ahead, flush_sums
+from fastnorm._kernels.rows_task cimport goes_by_tiles, is_cut, lines_of_y, parameters_of
 from fastnorm._kernels.rows_task cimport piece_length, reserve_scratch, rows_at_once
 from fastnorm._kernels.rows_task cimport rows_together, shifted, unflushed_rows
 from fastnorm._kernels.rows_turned cimport backward_side_by_side
 from fastnorm._kernels.sixteen cimport SLOPE, GradientParameters, Rows
 from fastnorm._kernels.vectors cimport store
 from fastnorm._pool cimport parallel_for
-
-cdef extern from "lanes.h" nogil:
-    enum:
-        ROW_NUMBERS "FASTNORM_ROW_NUMBERS"
 
 cdef extern from "maps.h" nogil:
     void row_gradients_float "fastnorm_row_gradients_float"(
@@ -47,88 +45,64 @@ cdef extern from "maps.h" nogil:
         Py_ssize_t dx_ahead)
 
 
-cdef inline void chunk_row_sums(
-    Task* t, Py_ssize_t index, const real* x, Py_ssize_t x_step, const real* dy,
-    Py_ssize_t dy_step, Py_ssize_t start, Py_ssize_t step, Py_ssize_t count, Py_ssize_t n,
-    Py_ssize_t ahead, RowMap* maps, RowSums* sums,
+cdef inline void chunk_sums(
+    Task* t, const real* x, Py_ssize_t x_step, const real* dy, Py_ssize_t dy_step,
+    Py_ssize_t start, Py_ssize_t step, Py_ssize_t count, Py_ssize_t n, Py_ssize_t ahead,
+    const real* numbers, Group* rows,
 ) noexcept nogil:
-    """Σh and Σ(h·x̂), with h = dy·gamma, of n elements of TOGETHER rows, at most, and their maps.
-    Their parameters begin at `start`, and those of a row `step` elements after those of the row
-    before."""
-    cdef real centre[TOGETHER]
-    cdef real inverse[TOGETHER]
-    cdef double sums_h[TOGETHER]
-    cdef double sums_hx[TOGETHER]
-    cdef double norm[TOGETHER]
-    cdef double g[TOGETHER]
-    cdef Py_ssize_t k
-    load_lengths(t, index, count, norm, g)
-    for k in range(count):
-        maps[k] = loaded_map(t, index + k, norm + k, g + k)
-        centre[k], inverse[k] = <real> maps[k].high, <real> maps[k].rstd
-    row_gradient_sums(
-        dy, dy_step, x, x_step, t.stored, count, n, shifted(<const real*> t.gamma, start), step,
-        centre, inverse, t.centred, ahead, sums_h, sums_hx,
-    )
-    for k in range(count):
-        sums[k].h, sums[k].hx = 0, sums_hx[k]
-        if t.centred:
-            sums[k].h = sums_h[k]
-            sums[k].hx += maps[k].shift * sums[k].h
+    """Σh and Σ(h·x̂), with h = dy·gamma, of n elements of the rows of a group. Their parameters
+    begin at `start`, and those of a row `step` elements after those of the row before."""
+    cdef Py_ssize_t k = 0
+    while k < count:
+        row_gradient_sums(
+            element(dy, t.stored, k * dy_step), dy_step, element(x, t.stored, k * x_step), x_step,
+            t.stored, min(count - k, <Py_ssize_t> TOGETHER), n,
+            shifted(<const real*> t.gamma, start + k * step), step, numbers + HIGH + k,
+            numbers + RSTD + k, t.centred, ahead, rows.h + k, rows.hx + k,
+        )
+        k += TOGETHER
+    settle_sums(t, count, rows, numbers)
 
 
 cdef inline RowSums piece_sums(
     Task* t, Py_ssize_t index, Py_ssize_t piece, real* x_scratch, real* dy_scratch
 ) noexcept nogil:
     """Of a piece of a row, chunk by chunk in double."""
-    cdef RowMap m
+    cdef Group row
+    cdef real numbers[ROW_NUMBERS * MAX_GROUP]
     cdef Py_ssize_t start = piece * PIECE, stop = start + piece_length(t, piece)
     cdef Py_ssize_t offset, length, stride
     cdef const real* x
     cdef const real* dy
-    cdef RowSums total, chunk
+    cdef RowSums total
     total.h, total.hx = 0, 0
+    load_group(t, index, 1, &row, numbers)
     while start < stop:
         offset, length = index * t.n + start, min(stop - start, <Py_ssize_t> CHUNK)
         x = load_block(&t.x, offset, t.n, 1, length, x_scratch, &stride)
         dy = load_block(&t.dy, offset, t.n, 1, length, dy_scratch, &stride)
-        chunk_row_sums(
-            t, index, x, length, dy, length, parameters_of(t, index) + start, 0, 1, length, 0,
-            &m, &chunk,
+        chunk_sums(
+            t, x, length, dy, length, parameters_of(t, index) + start, 0, 1, length, 0, numbers,
+            &row,
         )
-        total.h += chunk.h
-        total.hx += chunk.hx
+        if t.centred:
+            total.h += row.h[0]
+        total.hx += row.hx[0]
         start += length
     return total
 
 
+cdef inline void numbers_of_row(
+    Task* t, Py_ssize_t index, RowSums sums, real* numbers
+) noexcept nogil:
+    cdef Group row
+    load_group(t, index, 1, &row, numbers)
+    row.h[0], row.hx[0] = sums.h, sums.hx
+    finish_group(t, 1, &row, numbers)
+
+
 cdef inline real* further(real* sums, Py_ssize_t n) noexcept nogil:
     return NULL if sums == NULL else sums + n
-
-
-cdef inline void keep_lengths(
-    Task* t, Py_ssize_t index, Py_ssize_t count, const RowSums* sums
-) noexcept nogil:
-    """dg of weight norm: Σdy·v/‖v‖"""
-    cdef double dg[MAX_GROUP]
-    cdef Py_ssize_t k
-    if t.by_length:
-        for k in range(count):
-            dg[k] = sums[k].hx
-        store(t.dg, index, count, dg)
-
-
-cdef inline void row_numbers(
-    Task* t, const RowMap* m, const RowSums* sums, Py_ssize_t rows, real* numbers
-) noexcept nogil:
-    """What the gradients of some rows need to know of each: run_maps.h."""
-    cdef Py_ssize_t k
-    for k in range(rows):
-        numbers[0], numbers[1] = <real> m[k].high, <real> m[k].rstd
-        numbers[2], numbers[3] = <real> m[k].shift, <real> m[k].scale
-        numbers[4] = <real> (sums[k].h / t.n)
-        numbers[5] = <real> (sums[k].hx / t.n)
-        numbers += ROW_NUMBERS
 
 
 cdef inline void row_gradients(
@@ -137,8 +111,8 @@ cdef inline void row_gradients(
     real* dgamma, real* dbeta, Py_ssize_t n, const real* numbers, Py_ssize_t ahead,
     Py_ssize_t dx_ahead,
 ) noexcept nogil:
-    """dx = scale·(h - Σh/N - x̂·Σ(h·x̂)/N);  dgamma += dy·x̂;  dbeta += dy, for 1, 2 or 4 rows.
-    x is asked for `ahead` elements further on, and dx likewise."""
+    """dx = rstd·(h - Σh/N - x̂·Σ(h·x̂)/N);  dgamma += dy·x̂;  dbeta += dy, for 1, 2 or 4 rows.
+    Their numbers begin at `numbers`. x is asked for `ahead` elements further on, dx likewise."""
     cdef GradientParameters p
     cdef Rows dy_rows, x_rows
     if real is float and (is_sixteen(stored)):
@@ -162,7 +136,7 @@ cdef inline void row_gradients(
 
 
 cdef inline void length_gradients(
-    Task* t, const real* x, const real* dy, real* dx, Py_ssize_t n, real slope, real scale,
+    Task* t, const real* x, const real* dy, real* dx, Py_ssize_t n, const real* numbers,
     Writer* writer, Py_ssize_t ahead,
 ) noexcept nogil:
     """Of weight norm, for n elements of one row: dx = (dy + x·slope)·scale. x is asked for: for dy
@@ -177,26 +151,22 @@ cdef inline void length_gradients(
         ask(element(x, t.stored, i), t.stored, length, ahead)
         map_rows(
             SLOPE, 1, element(dy, t.stored, i), 0, element(x, t.stored, i), 0, t.stored,
-            <real*> target, 0, length, NULL, &slope, NULL, &scale, NULL, 1, 0,
+            <real*> target, 0, length, NULL, numbers + LENGTH_SLOPE, NULL,
+            numbers + LENGTH_SCALE, NULL, 1, 0,
         )
         i += length
 
 
 cdef inline void group_length_gradients(
     Task* t, Py_ssize_t count, const real* x, Py_ssize_t x_stride, const real* dy,
-    Py_ssize_t dy_stride, real* dx, Py_ssize_t dx_stride, const RowMap* maps, const RowSums* sums,
-    Writer* writer, Py_ssize_t ahead,
+    Py_ssize_t dy_stride, real* dx, Py_ssize_t dx_stride, const real* numbers, Writer* writer,
+    Py_ssize_t ahead,
 ) noexcept nogil:
-    """The same of all of some rows: dx = (dy - x/‖x‖·dg)·scale."""
-    cdef real slope[MAX_GROUP]
-    cdef real scale[MAX_GROUP]
-    cdef Py_ssize_t at_once = rows_at_once(t), k, some, length
+    """The same of all of some rows."""
+    cdef Py_ssize_t at_once = rows_at_once(t), k = 0, some, length
     cdef const real* x_row
     cdef const real* dy_row
     cdef real* target
-    for k in range(count):
-        slope[k], scale[k] = <real> -(maps[k].rstd * sums[k].hx), <real> maps[k].scale
-    k = 0
     while k < count:
         some = min(count - k, at_once)
         x_row, dy_row = element(x, t.stored, k * x_stride), element(dy, t.stored, k * dy_stride)
@@ -207,28 +177,24 @@ cdef inline void group_length_gradients(
             map_rows(
                 SLOPE, some, dy_row, dy_stride, x_row, x_stride, t.stored,
                 <real*> place_stored(writer, <char*> target, itemsize_of(t.stored), &length),
-                dx_stride, t.n, NULL, slope + k, NULL, scale + k, NULL, 1, 0,
+                dx_stride, t.n, NULL, numbers + LENGTH_SLOPE + k, NULL, numbers + LENGTH_SCALE + k,
+                NULL, 1, 0,
             )
         else:
-            length_gradients(t, x_row, dy_row, target, t.n, slope[k], scale[k], writer, ahead)
+            length_gradients(t, x_row, dy_row, target, t.n, numbers + k, writer, ahead)
         k += some
 
 
 cdef inline void gradients(
     Task* t, const real* x, const real* dy, real* dx, real* dgamma, real* dbeta,
-    Py_ssize_t start, Py_ssize_t n, const RowMap* m, const RowSums* sums, Writer* writer,
-    Py_ssize_t ahead,
+    Py_ssize_t start, Py_ssize_t n, const real* numbers, Writer* writer, Py_ssize_t ahead,
 ) noexcept nogil:
     """The same for n elements of one row, whose parameters begin at `start`."""
-    cdef real numbers[ROW_NUMBERS]
     cdef Py_ssize_t i = 0, length
     cdef char* target
     if t.by_length:
-        length_gradients(
-            t, x, dy, dx, n, <real> -(m.rstd * sums.hx), <real> m.scale, writer, ahead
-        )
+        length_gradients(t, x, dy, dx, n, numbers, writer, ahead)
         return
-    row_numbers(t, m, sums, 1, numbers)
     while i < n:
         length = n - i
         target = place_stored(
@@ -263,7 +229,7 @@ cdef inline Py_ssize_t gradient_rows(
 
 
 cdef inline void chunk_gradients(
-    Task* t, Py_ssize_t index, Py_ssize_t start, Py_ssize_t n, RowSums sums,
+    Task* t, Py_ssize_t index, Py_ssize_t start, Py_ssize_t n, const real* numbers,
     real* dgamma, real* dbeta, real* x_scratch, real* dy_scratch, real* dx_scratch,
     Writer* writer,
 ) noexcept nogil:
@@ -272,9 +238,8 @@ cdef inline void chunk_gradients(
     cdef const real* x = load_block(&t.x, offset, t.n, 1, n, x_scratch, &stride)
     cdef const real* dy = load_block(&t.dy, offset, t.n, 1, n, dy_scratch, &stride)
     cdef real* dx = result_block(&t.y, offset, t.n, n, dx_scratch, &stride)
-    cdef RowMap m = kept_map(t, index)
     gradients(
-        t, x, dy, dx, dgamma, dbeta, parameters_of(t, index) + start, n, &m, &sums, writer, 0
+        t, x, dy, dx, dgamma, dbeta, parameters_of(t, index) + start, n, numbers, writer, 0
     )
     store_block(&t.y, offset, t.n, 1, n, dx, stride, writer)
 
@@ -282,16 +247,14 @@ cdef inline void chunk_gradients(
 cdef inline void group_gradients(
     Task* t, Py_ssize_t index, Py_ssize_t rows, const real* x, Py_ssize_t x_step, const real* dy,
     Py_ssize_t dy_step, real* dx, Py_ssize_t dx_step, real* dgamma, real* dbeta,
-    const RowMap* maps, const RowSums* sums, Writer* writer, Py_ssize_t ahead,
+    const real* numbers, Writer* writer, Py_ssize_t ahead,
 ) noexcept nogil:
     """Of `gradient_rows` rows."""
-    cdef real numbers[4 * ROW_NUMBERS]
     if rows == 1:
         gradients(
-            t, x, dy, dx, dgamma, dbeta, parameters_of(t, index), t.n, maps, sums, writer, ahead
+            t, x, dy, dx, dgamma, dbeta, parameters_of(t, index), t.n, numbers, writer, ahead
         )
         return
-    row_numbers(t, maps, sums, rows, numbers)
     row_gradients(
         rows, t.centred, dy, dy_step, x, x_step, t.stored, <const real*> t.gamma,
         <real*> place_rows(writer, <char*> dx, rows, t.n * itemsize_of(t.stored)), dx_step,
@@ -315,26 +278,24 @@ cdef inline void backward_group(
 ) noexcept nogil:
     """`count` rows of a chunk at most. From one row's parameter gradients to the next it is `step`
     elements."""
-    cdef RowSums sums[MAX_GROUP]
-    cdef RowMap maps[MAX_GROUP]
+    cdef Group rows
+    cdef real numbers[ROW_NUMBERS * MAX_GROUP]
     cdef Py_ssize_t offset = index * t.n, ahead = 0, k = 0, together, x_stride, dy_stride, dx_stride
     cdef const real* x = load_block(&t.x, offset, t.n, count, t.n, x_scratch, &x_stride)
     cdef const real* dy = load_block(&t.dy, offset, t.n, count, t.n, dy_scratch, &dy_stride)
     cdef real* dx = result_block(&t.y, offset, t.n, t.n, dx_scratch, &dx_stride)
     if t.route != IN_CACHE:
         ahead = elements_ahead(t, index, count)
-    while k < count:
-        chunk_row_sums(
-            t, index + k, element(x, t.stored, k * x_stride), x_stride,
-            element(dy, t.stored, k * dy_stride), dy_stride, parameters_of(t, index) + k * step,
-            step, min(count - k, <Py_ssize_t> TOGETHER), t.n, ahead, maps + k, sums + k,
-        )
-        k += TOGETHER
-    keep_lengths(t, index, count, sums)
-    k = 0
+    load_group(t, index, count, &rows, numbers)
+    chunk_sums(
+        t, x, x_stride, dy, dy_stride, parameters_of(t, index), step, count, t.n, ahead, numbers,
+        &rows,
+    )
+    keep_lengths(t, index, count, rows.hx)
+    finish_group(t, count, &rows, numbers)
     if t.by_length:  # nothing is added up over rows
         group_length_gradients(
-            t, count, x, x_stride, dy, dy_stride, dx, dx_stride, maps, sums, writer, ahead
+            t, count, x, x_stride, dy, dy_stride, dx, dx_stride, numbers, writer, ahead
         )
         k = count
     while k < count:
@@ -343,7 +304,7 @@ cdef inline void backward_group(
             t, index + k, together, element(x, t.stored, k * x_stride), x_stride,
             element(dy, t.stored, k * dy_stride), dy_stride,
             <real*> element(dx, t.stored, k * dx_stride), dx_stride,
-            further(dgamma, k * step), further(dbeta, k * step), maps + k, sums + k, writer, ahead,
+            further(dgamma, k * step), further(dbeta, k * step), numbers + k, writer, ahead,
         )
         k += together
         flush_rows(t, index + k, partial, dgamma)
@@ -355,17 +316,19 @@ cdef inline void backward_long_row(
     real* x_scratch, real* dy_scratch, real* dx_scratch, Writer* writer,
 ) noexcept nogil:
     cdef RowSums total, part
+    cdef real numbers[ROW_NUMBERS * MAX_GROUP]
     cdef Py_ssize_t piece, start = 0, length
     total.h, total.hx = 0, 0
     for piece in range(t.pieces):
         part = piece_sums(t, index, piece, x_scratch, dy_scratch)
         total.h += part.h
         total.hx += part.hx
-    keep_lengths(t, index, 1, &total)
+    keep_lengths(t, index, 1, &total.hx)
+    numbers_of_row(t, index, total, numbers)
     while start < t.n:
         length = min(t.n - start, <Py_ssize_t> CHUNK)
         chunk_gradients(
-            t, index, start, length, total, further(dgamma, start), further(dbeta, start),
+            t, index, start, length, numbers, further(dgamma, start), further(dbeta, start),
             x_scratch, dy_scratch, dx_scratch, writer,
         )
         start += length
@@ -515,6 +478,7 @@ cdef inline void column_gradients(
     cdef real dgamma[CHUNK]
     cdef real dbeta[CHUNK]
     cdef double totals[2 * CHUNK]
+    cdef real numbers[ROW_NUMBERS * MAX_GROUP]
     cdef bint has_sums = not t.by_length
     cdef Py_ssize_t i, index, n = min(t.n - start, <Py_ssize_t> CHUNK)
     cdef Writer writer
@@ -523,8 +487,9 @@ cdef inline void column_gradients(
         totals[i], totals[n + i] = 0, 0
     open_writer(&writer, t.route, t.y.direct)
     for index in range(t.rows):
+        numbers_of_row(t, index, t.row_sums[index * t.pieces], numbers)
         chunk_gradients(
-            t, index, start, n, t.row_sums[index * t.pieces], dgamma, dbeta,
+            t, index, start, n, numbers, dgamma, dbeta,
             x_scratch, dy_scratch, dx_scratch, &writer,
         )
         if has_sums and ((index + 1) % FLUSH_ROWS == 0 or index + 1 == t.rows):
@@ -564,7 +529,7 @@ cdef inline bint backward_pieces(Task* t, int num_threads) noexcept nogil:
         for piece in range(1, t.pieces):
             row.h += row[piece].h
             row.hx += row[piece].hx
-        keep_lengths(t, index, 1, row)
+        keep_lengths(t, index, 1, &row.hx)
     parallel_for(columns_block, t, ceil_div(t.n, CHUNK), num_threads)
     free(t.row_sums)
     return True

@@ -14,11 +14,11 @@ from fastnorm._kernels.operands cimport nth, result_block, store_block
 from fastnorm._kernels.rows cimport CHUNK, TOGETHER, affine_rows, ask, element, row_moments
 from fastnorm._kernels.rows cimport row_squares
 from fastnorm._kernels.rows_narrow cimport forward_narrow
-from fastnorm._kernels.rows_task cimport MAX_GROUP, NARROW, PIECE, RowMap, Task
+from fastnorm._kernels.rows_numbers cimport split_means
+from fastnorm._kernels.rows_task cimport MAX_GROUP, NARROW, PIECE, RowStatistics, Task
 from fastnorm._kernels.rows_task cimport elements_ahead, finish_statistics, goes_by_tiles, is_cut
 from fastnorm._kernels.rows_task cimport is_direct, lines_of_y, parameters_of, piece_length
-from fastnorm._kernels.rows_task cimport reserve_scratch, row_map, rows_at_once, rows_together
-from fastnorm._kernels.rows_task cimport shifted, split_means
+from fastnorm._kernels.rows_task cimport reserve_scratch, rows_at_once, rows_together, shifted
 from fastnorm._kernels.rows_turned cimport forward_side_by_side
 from fastnorm._pool cimport parallel_for
 
@@ -148,14 +148,15 @@ cdef inline void forward_rows(
 
 
 cdef inline void normalize_long(
-    Task* t, Py_ssize_t index, Py_ssize_t start, Py_ssize_t n, RowMap m,
+    Task* t, Py_ssize_t index, Py_ssize_t start, Py_ssize_t n, RowStatistics row,
     real* x_scratch, real* y_scratch, Writer* writer,
 ) noexcept nogil:
     """n elements of a row, chunk by chunk."""
     cdef Py_ssize_t stop = start + n, length, offset, stride
-    cdef real high = <real> m.high, scale = <real> m.rstd, shift = <real> m.shift
+    cdef real high, scale, shift
     cdef const real* x
     cdef real* y
+    split_means(1, &row.mean, &row.rstd, &high, &scale, &shift)
     while start < stop:
         length = min(stop - start, <Py_ssize_t> CHUNK)
         offset = index * t.n + start
@@ -172,16 +173,15 @@ cdef inline void forward_long_rows(
     Task* t, Py_ssize_t index, Py_ssize_t last, real* x_scratch, real* y_scratch, Writer* writer
 ) noexcept nogil:
     cdef Moments m
-    cdef double rstd
+    cdef RowStatistics row
     cdef Py_ssize_t piece
     while index < last:
         m = no_moments()
         for piece in range(t.pieces):
             merge(&m, piece_moments(t, index, piece * PIECE, piece_length(t, piece), x_scratch))
-        finish_statistics(t, index, 1, &m.mean, &m.m2, &rstd)
-        normalize_long(
-            t, index, 0, t.n, row_map(t, m.mean, rstd), x_scratch, y_scratch, writer
-        )
+        row.mean = m.mean
+        finish_statistics(t, index, 1, &row.mean, &m.m2, &row.rstd)
+        normalize_long(t, index, 0, t.n, row, x_scratch, y_scratch, writer)
         index += 1
 
 
@@ -229,18 +229,18 @@ cdef inline void normalize_block(void* task, Py_ssize_t block) noexcept nogil:
     cdef Task* t = <Task*> task
     cdef Py_ssize_t index = block // t.pieces, piece = block % t.pieces
     cdef Py_ssize_t start = piece * PIECE, length = piece_length(t, piece)
-    cdef RowMap m = t.maps[index]
+    cdef RowStatistics row = t.statistics[index]
     cdef Scratch scratch = of_this_thread(t.scratch)
     cdef Writer writer
     open_writer(&writer, t.route, t.y.direct)
     if t.dtype == FLOAT32:
         normalize_long(
-            t, index, start, length, m,
+            t, index, start, length, row,
             <float*> nth(scratch, 0), <float*> nth(scratch, 2), &writer,
         )
     else:
         normalize_long(
-            t, index, start, length, m,
+            t, index, start, length, row,
             <double*> nth(scratch, 0), <double*> nth(scratch, 2), &writer,
         )
     flush(&writer)
@@ -251,21 +251,22 @@ cdef inline bint forward_pieces(Task* t, int num_threads) noexcept nogil:
     memory."""
     cdef Py_ssize_t index, piece, blocks = t.rows * t.pieces
     cdef Moments m
-    cdef double rstd
+    cdef RowStatistics* row
     t.moments = <Moments*> malloc(blocks * sizeof(Moments))
-    t.maps = <RowMap*> malloc(t.rows * sizeof(RowMap))
-    cdef bint has_memory = t.moments != NULL and t.maps != NULL
+    t.statistics = <RowStatistics*> malloc(t.rows * sizeof(RowStatistics))
+    cdef bint has_memory = t.moments != NULL and t.statistics != NULL
     if has_memory:
         parallel_for(moments_block, t, blocks, num_threads)
         for index in range(t.rows):
             m = no_moments()
             for piece in range(t.pieces):
                 merge(&m, t.moments[index * t.pieces + piece])
-            finish_statistics(t, index, 1, &m.mean, &m.m2, &rstd)
-            t.maps[index] = row_map(t, m.mean, rstd)
+            row = t.statistics + index
+            row.mean = m.mean
+            finish_statistics(t, index, 1, &row.mean, &m.m2, &row.rstd)
         parallel_for(normalize_block, t, blocks, num_threads)
     free(t.moments)
-    free(t.maps)
+    free(t.statistics)
     return has_memory
 
 

@@ -11,10 +11,9 @@ from fastnorm._kernels.memory cimport IN_CACHE, Writer, at_line, place
 from fastnorm._kernels.moments cimport settle
 from fastnorm._kernels.operands cimport Operand, load_block, result_block, store_block, transpose
 from fastnorm._kernels.rows cimport ask, standard
+from fastnorm._kernels.rows_numbers cimport keep_lengths, load_statistics, split_means
 from fastnorm._kernels.rows_task cimport NARROW, SIDE_BY_SIDE, Task, elements_ahead
 from fastnorm._kernels.rows_task cimport finish_statistics
-from fastnorm._kernels.rows_task cimport inverse_or_zero, load_lengths, split_means
-from fastnorm._kernels.vectors cimport store
 
 cdef extern from "lanes.h" nogil:
     void tile_sums_float "fastnorm_tile_sums_float"(
@@ -121,9 +120,9 @@ cdef inline void split(
     Task* t, Py_ssize_t count, const double* mean, const double* rstd,
     real* restrict high, real* restrict scale, real* restrict shift,
 ) noexcept nogil:
-    """The maps of all rows (RowMap), those of absent ones being 0."""
+    """The maps of all rows (rows_numbers.pxd), those of absent ones being 0."""
     cdef Py_ssize_t j
-    for j in range(SIDE_BY_SIDE):
+    for j in range(count, SIDE_BY_SIDE):
         high[j], scale[j], shift[j] = 0, 0, 0
     split_means(count, mean, rstd, high, scale, shift)
 
@@ -217,19 +216,6 @@ cdef inline void fold_tile(
         sums[i] += totals[i]
 
 
-cdef inline void take(
-    const double* restrict some, Py_ssize_t count, double* restrict all_
-) noexcept nogil:
-    """A number for each of SIDE_BY_SIDE rows, 0 for those that are not there."""
-    cdef Py_ssize_t j
-    if count == SIDE_BY_SIDE:
-        for j in range(SIDE_BY_SIDE):
-            all_[j] = some[j]
-    else:
-        for j in range(SIDE_BY_SIDE):
-            all_[j] = some[j] if j < count else 0
-
-
 cdef inline void load_maps(
     Task* t, Py_ssize_t index, Py_ssize_t count, real* restrict high, real* restrict scale,
     real* restrict shift, real* restrict factor,
@@ -237,25 +223,14 @@ cdef inline void load_maps(
     """From what the forward pass kept of the rows; 0 for those that are not there."""
     cdef double mean[SIDE_BY_SIDE]
     cdef double rstd[SIDE_BY_SIDE]
-    cdef double g[SIDE_BY_SIDE]
+    cdef double scales[SIDE_BY_SIDE]
     cdef Py_ssize_t j
-    if t.centred:
-        take(t.mean + index, count, mean)
-    else:
-        take(NULL, 0, mean)
-    if t.by_length:
-        take(NULL, 0, rstd)
-        take(NULL, 0, g)
-        load_lengths(t, index, count, rstd, g)
-        for j in range(SIDE_BY_SIDE):
-            rstd[j] = inverse_or_zero(rstd[j])
-            factor[j] = <real> (g[j] * rstd[j])
-    else:
-        take(t.rstd + index, count, rstd)
+    load_statistics(t, index, count, mean, rstd, scales)
     split(t, count, mean, rstd, high, scale, shift)
-    if not t.by_length:
-        for j in range(SIDE_BY_SIDE):
-            factor[j] = scale[j]
+    for j in range(count):
+        factor[j] = <real> scales[j]
+    for j in range(count, SIDE_BY_SIDE):
+        factor[j] = 0
 
 
 cdef inline void backward_narrow(
@@ -287,7 +262,7 @@ cdef inline void backward_narrow(
         if t.by_length:
             for j in range(SIDE_BY_SIDE):
                 dg[j] = mean_hx[j]
-            store(t.dg, index, count, dg)
+            keep_lengths(t, index, count, dg)
             tile_length_gradients(x, dy, t.n, scale, mean_hx, factor)
         else:
             for j in range(SIDE_BY_SIDE):

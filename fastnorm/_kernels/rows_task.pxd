@@ -19,12 +19,13 @@ from fastnorm._kernels.vectors cimport Vector, load, store
 cdef extern from "lanes.h" nogil:
     enum:
         ALL_LANES "FASTNORM_ALL_LANES"
+        # A turned array is read by runs of so many elements: the longer, the better.
+        MAX_GROUP "FASTNORM_MAX_GROUP"
 
 cdef enum:
-    # A turned array is read by runs of so many elements: the longer, the better.
-    MAX_GROUP = 256             # rows, at most, that go through the passes together,
-    GROUP = 16                  # and of arrays that are not turned,
-    GROUP_BYTES = 16384         # and bytes of these: half of L1.
+    # Rows that go through the passes together, MAX_GROUP at most, of arrays that are not turned so
+    GROUP = 16                  # many,
+    GROUP_BYTES = 16384         # and bytes: half of L1.
     LARGE_GROUP = 32            # Passes that compute much take more of them, to hide memory's
     LARGE_GROUP_BYTES = 65536   # pauses, and find them again in L2
     AHEAD_BYTES = 16384         # further on, at least, memory is asked for
@@ -45,12 +46,9 @@ cdef struct RowSums:
     double h, hx
 
 
-# What x̂ = (x - high)·rstd + shift needs to know. The mean is high + low: `high` has the digits of
-# the type, so that x - high is exact or nearly so, and `low`, what they leave over, goes into the
-# shift.
-cdef struct RowMap:
-    double high, rstd, shift
-    double scale                # of the gradient
+# Of a row.
+cdef struct RowStatistics:
+    double mean, rstd
 
 
 cdef struct Task:
@@ -76,7 +74,7 @@ cdef struct Task:
     double* mean                # (M,) or NULL
     double* rstd                # (M,) or NULL
     Moments* moments            # (M, pieces)
-    RowMap* maps                # (M,)
+    RowStatistics* statistics   # (M,)
     RowSums* row_sums           # (M, pieces)
     double* partials            # (blocks, 2, N): dgamma and dbeta of a block
     void* sums                  # (blocks, 2, N): the same of at most FLUSH_ROWS rows, in `dtype`
@@ -338,55 +336,3 @@ cdef inline void finish_statistics(
     if t.mean != NULL:
         for k in range(count):
             t.mean[index + k] = mean[k]
-
-
-cdef inline double high_part(double value, Dtype dtype) noexcept nogil:
-    """The value to the digits of the type."""
-    return <double> <float> value if dtype == FLOAT32 else value
-
-
-cdef inline RowMap row_map(Task* t, double mean, double rstd) noexcept nogil:
-    cdef RowMap m
-    m.high, m.rstd = high_part(mean, t.dtype), rstd
-    m.shift = -(mean - m.high) * rstd
-    m.scale = rstd
-    return m
-
-
-cdef inline void split_means(
-    Py_ssize_t count, const double* mean, const double* rstd, real* restrict high,
-    real* restrict scale, real* restrict shift,
-) noexcept nogil:
-    """The maps of some rows: x̂ = (x - high)·scale + shift"""
-    cdef Py_ssize_t k
-    for k in range(count):
-        high[k], scale[k] = <real> mean[k], <real> rstd[k]
-        shift[k] = <real> (-(mean[k] - high[k]) * rstd[k])
-
-
-cdef inline void load_lengths(
-    Task* t, Py_ssize_t index, Py_ssize_t count, double* norm, double* g
-) noexcept nogil:
-    """Of weight norm: what it keeps of `count` rows."""
-    if t.by_length:
-        load(t.norm, index, count, 0, norm)
-        load(t.g, index, count, 1, g)
-
-
-cdef inline RowMap loaded_map(
-    Task* t, Py_ssize_t index, const double* norm, const double* g
-) noexcept nogil:
-    """From what the forward pass kept of a row; of weight norm, what `load_lengths` has set."""
-    cdef RowMap m
-    if t.by_length:
-        m = row_map(t, 0, inverse_or_zero(norm[0]))
-        m.scale = g[0] * m.rstd
-        return m
-    return row_map(t, t.mean[index] if t.centred else 0, t.rstd[index])
-
-
-cdef inline RowMap kept_map(Task* t, Py_ssize_t index) noexcept nogil:
-    """The same of one row alone."""
-    cdef double norm, g
-    load_lengths(t, index, 1, &norm, &g)
-    return loaded_map(t, index, &norm, &g)

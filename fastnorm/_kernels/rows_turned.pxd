@@ -15,13 +15,13 @@ from fastnorm._kernels.memory cimport Writer
 from fastnorm._kernels.moments cimport is_off, settle
 from fastnorm._kernels.operands cimport SIDE, Operand, address, adjacent_rows, read_across
 from fastnorm._kernels.operands cimport rows_beside, transpose, write_across
-from fastnorm._kernels.rows_task cimport FLUSH_ROWS, MAX_GROUP, SIDE_BY_SIDE, RowMap, Task
-from fastnorm._kernels.rows_task cimport are_flushed, finish_statistics, flush_sums, kept_map
-from fastnorm._kernels.rows_task cimport row_map, rows_left, tile_step, unflushed_rows
+from fastnorm._kernels.rows_numbers cimport HIGH, ROW_NUMBERS, RSTD, Group, finish_group, load_group
+from fastnorm._kernels.rows_numbers cimport settle_sums, split_means
+from fastnorm._kernels.rows_task cimport FLUSH_ROWS, MAX_GROUP, SIDE_BY_SIDE, Task, are_flushed
+from fastnorm._kernels.rows_task cimport finish_statistics, flush_sums, rows_left, tile_step
+from fastnorm._kernels.rows_task cimport unflushed_rows
 
 cdef extern from "lanes.h" nogil:
-    enum:
-        ROW_NUMBERS "FASTNORM_ROW_NUMBERS"
     void guess_float "fastnorm_turned_guess_float"(
         const float* x, Py_ssize_t step, Py_ssize_t n, Py_ssize_t rows, float* centre)
     void guess_double "fastnorm_turned_guess_double"(
@@ -48,10 +48,10 @@ cdef extern from "lanes.h" nogil:
         const double* shift, double gamma, double beta)
     void gradients_float "fastnorm_turned_gradients_float"(
         const float* dy, const float* x, float* dx, float* products, Py_ssize_t rows,
-        const float* numbers, Py_ssize_t apart, float gamma)
+        const float* numbers, float gamma)
     void gradients_double "fastnorm_turned_gradients_double"(
         const double* dy, const double* x, double* dx, double* products, Py_ssize_t rows,
-        const double* numbers, Py_ssize_t apart, double gamma)
+        const double* numbers, double gamma)
     void add_rows_float "fastnorm_add_rows_float"(
         const float* tile, Py_ssize_t rows, float* sums)
     void add_rows_double "fastnorm_add_rows_double"(
@@ -248,7 +248,6 @@ cdef inline void forward_side_by_side(
     cdef const real* beta = <const real*> t.beta
     cdef Py_ssize_t count, at_once, step, groups, i, j
     cdef bint in_place
-    cdef RowMap m
     memset(numbers, 0, sizeof(numbers))  # of columns up to whole vectors too
     while index < last:
         count = rows_of_tile(t, index, last - index, &in_place)
@@ -262,11 +261,7 @@ cdef inline void forward_side_by_side(
                 squares_across(x + j, step, t.n, at_once, lanes, mean + j, m2 + j)
             j += at_once
         finish_statistics(t, index, count, mean, m2, rstd)
-        for j in range(count):
-            m = row_map(t, mean[j], rstd[j])
-            # Adding -0 changes nothing, not even a zero's sign.
-            centre[j], scale[j] = <real> m.high, <real> m.rstd
-            shift[j] = <real> m.shift if t.centred else -0.0
+        split_means(count, mean, rstd, centre, scale, shift)
         groups = find_neighbours(&t.y, index, count, t.n, found)
         for i in range(t.n):
             y = result_across(t, i, found, in_place, y_scratch, writer)
@@ -282,32 +277,19 @@ cdef inline void numbers_across(
     Task* t, const real* x, Py_ssize_t step, const real* dy, Py_ssize_t dy_step, Py_ssize_t index,
     Py_ssize_t count, Py_ssize_t at_once, real* lanes, real* restrict numbers,
 ) noexcept nogil:
-    """The six numbers of each row (run_maps.h), which take MAX_GROUP places each: `row_numbers`."""
-    cdef double h[MAX_GROUP]
-    cdef double hx[MAX_GROUP]
-    cdef double shift[MAX_GROUP]
-    cdef RowMap m
-    cdef Py_ssize_t j
+    """Of each row, and 0 of columns up to whole vectors."""
+    cdef Group rows
+    cdef Py_ssize_t j = 0
     memset(numbers, 0, ROW_NUMBERS * MAX_GROUP * sizeof(real))
-    for j in range(count):
-        m = kept_map(t, index + j)
-        # Adding -0 changes nothing, not even a zero's sign.
-        shift[j] = m.shift if t.centred else -0.0
-        numbers[j], numbers[MAX_GROUP + j] = <real> m.high, <real> m.rstd
-        numbers[2 * MAX_GROUP + j] = <real> shift[j]
-        numbers[3 * MAX_GROUP + j] = <real> m.scale
-    j = 0
+    load_group(t, index, count, &rows, numbers)
     while j < count:
         gradient_sums(
-            dy + j, dy_step, x + j, step, <const real*> t.gamma, t.n, at_once, numbers + j,
-            numbers + MAX_GROUP + j, lanes, h + j, hx + j,
+            dy + j, dy_step, x + j, step, <const real*> t.gamma, t.n, at_once,
+            numbers + HIGH + j, numbers + RSTD + j, lanes, rows.h + j, rows.hx + j,
         )
         j += at_once
-    for j in range(count):
-        if t.centred:
-            hx[j] += shift[j] * h[j]
-            numbers[4 * MAX_GROUP + j] = <real> (h[j] / t.n)
-        numbers[5 * MAX_GROUP + j] = <real> (hx[j] / t.n)
+    settle_sums(t, count, &rows, numbers)
+    finish_group(t, count, &rows, numbers)
 
 
 cdef inline void gradients_across(
@@ -316,9 +298,9 @@ cdef inline void gradients_across(
 ) noexcept nogil:
     """dx and dy·x̂ of one element of each row."""
     if real is float:
-        gradients_float(dy, x, dx, products, rows, numbers, <Py_ssize_t> MAX_GROUP, gamma)
+        gradients_float(dy, x, dx, products, rows, numbers, gamma)
     else:
-        gradients_double(dy, x, dx, products, rows, numbers, <Py_ssize_t> MAX_GROUP, gamma)
+        gradients_double(dy, x, dx, products, rows, numbers, gamma)
 
 
 cdef inline void add_rows(

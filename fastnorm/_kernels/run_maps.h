@@ -175,13 +175,14 @@ FASTNORM_ONCE void FASTNORM_NAME(map_few_rows)(
 #undef ROWS
 }
 
-/* One vector of a few rows, or one element, which have FASTNORM_ROW_NUMBERS numbers each:
+/* One vector of a few rows, or one element, which have FASTNORM_ROW_NUMBERS numbers each, FASTNORM_MAX_GROUP apart:
 
-       dx = scale·(h - mean_h - x̂·mean_hx)  with  h = dy·gamma,
-       dgamma += dy·x̂,  dbeta += dy         and   x̂ = (x - centre)·rstd + shift
+       dx = rstd·(h - mean_h - x̂·mean_hx)  with  h = dy·gamma,
+       dgamma += dy·x̂,  dbeta += dy        and   x̂ = (x - centre)·rstd + shift
 
    The rows are added one after another, but their sums are loaded and stored once, and all is loaded before anything is
    stored, as in COLUMN. Not centred: x̂ = x·rstd, mean_h is 0, and there is no dbeta. */
+#define NUMBER(which, k) row_numbers[(which) * FASTNORM_MAX_GROUP + (k)]
 #define GRADIENTS(type, i, to, to_step)                                 \
     do {                                                                \
         type a = AT(type, dgamma, i), b, h[4], x_hat[4];                \
@@ -190,16 +191,16 @@ FASTNORM_ONCE void FASTNORM_NAME(map_few_rows)(
         EACH(k, rows) h[k] = AT(type, dy, k * dy_step + i);             \
         EACH(k, rows) x_hat[k] = AT(type, x, k * x_step + i);           \
         EACH(k, rows) {                                                 \
-            const real *r = row_numbers + k * FASTNORM_ROW_NUMBERS;     \
-            const real centre = r[0], rstd = r[1], shift = r[2];        \
-            const real scale = r[3], mean_h = r[4], mean_hx = r[5];     \
+            const real centre = NUMBER(0, k), rstd = NUMBER(1, k);      \
+            const real shift = NUMBER(2, k);                            \
+            const real mean_h = NUMBER(3, k), mean_hx = NUMBER(4, k);   \
             if (centred) x_hat[k] = (x_hat[k] - centre) * rstd + shift; \
             else x_hat[k] *= rstd;                                      \
             a += h[k] * x_hat[k];                                       \
             if (centred) b += h[k];                                     \
             h[k] *= g;                                                  \
             if (centred) h[k] -= mean_h;                                \
-            h[k] = (h[k] - x_hat[k] * mean_hx) * scale;                 \
+            h[k] = (h[k] - x_hat[k] * mean_hx) * rstd;                  \
             AT(type, to, k * (to_step)) = h[k];                         \
         }                                                               \
         AT(type, dgamma, i) = a;                                        \
@@ -265,6 +266,7 @@ FASTNORM_ONCE void FASTNORM_NAME(short_gradients)(
 
 #undef EDGE
 #undef GRADIENTS
+#undef NUMBER
 
 /* Of 1, 2 or 4 rows; one loop for each kind. gamma is 1 where it is NULL. From a row to the next it is dy_step, x_step,
    dx_step elements. */
@@ -274,7 +276,7 @@ FASTNORM_ONCE void FASTNORM_NAME(row_gradients)(
     const real *row_numbers, ptrdiff_t ahead, ptrdiff_t dx_ahead)
 {
     if (n < 2 * WIDTH) {
-        for (; rows > 0; --rows, dy += dy_step, x += x_step, dx += dx_step, row_numbers += FASTNORM_ROW_NUMBERS)
+        for (; rows > 0; --rows, dy += dy_step, x += x_step, dx += dx_step, ++row_numbers)
             FASTNORM_NAME(short_gradients)(centred, dy, x, gamma, dx, dgamma, dbeta, n, row_numbers);
         return;
     }

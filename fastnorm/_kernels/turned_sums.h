@@ -159,18 +159,18 @@ FASTNORM_INLINE void FASTNORM_NAME(turned_affine)(
         AT(y, j) = ((AT(x, j) - AT(centre, j)) * AT(scale, j) + AT(shift, j)) * gamma + beta;
 }
 
-/* dx and dy·x̂ of one element of each row, from its numbers (lanes.h), `apart` of each. products may be x. */
+/* dx and dy·x̂ of one element of each row, from its numbers (run_maps.h). products may be x. */
 FASTNORM_INLINE void FASTNORM_NAME(turned_gradients)(
-    const real *dy, const real *x, real *dx, real *products, ptrdiff_t rows, const real *numbers, ptrdiff_t apart,
-    real gamma)
+    const real *dy, const real *x, real *dx, real *products, ptrdiff_t rows, const real *numbers, real gamma)
 {
+    const ptrdiff_t apart = FASTNORM_MAX_GROUP;
     ptrdiff_t j;
     for (j = 0; j < rows; j += WIDTH) {
         const real *number = numbers + j;
-        vector g = AT(dy, j), h = g * gamma - AT(number, 4 * apart);
-        vector x_hat = (AT(x, j) - AT(number, 0)) * AT(number, apart) + AT(number, 2 * apart);
+        vector g = AT(dy, j), h = g * gamma - AT(number, 3 * apart), rstd = AT(number, apart);
+        vector x_hat = (AT(x, j) - AT(number, 0)) * rstd + AT(number, 2 * apart);
         AT(products, j) = g * x_hat;
-        AT(dx, j) = (h - x_hat * AT(number, 5 * apart)) * AT(number, 3 * apart);
+        AT(dx, j) = (h - x_hat * AT(number, 4 * apart)) * rstd;
     }
 }
 
