@@ -4,7 +4,7 @@ cimport numpy as cnp
 
 from fastnorm._kernels.arrays cimport Dtype
 from fastnorm._kernels.channels_task cimport Channels, Operands, Reduction
-from fastnorm._kernels.group_norm_rows cimport GroupRows
+from fastnorm._kernels.group_norm_task cimport GroupRows
 from fastnorm._kernels.rows_task cimport Task
 from fastnorm._kernels.vectors cimport Vector
 

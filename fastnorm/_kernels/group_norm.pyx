@@ -29,7 +29,7 @@ from fastnorm._kernels.channels_task cimport high_parts, plan_groups, rescue_cha
 from fastnorm._kernels.channels_task cimport set_coefficients, set_of_groups, use_operands
 from fastnorm._kernels.engine cimport backward_groups, forward_groups, load, run_channels
 from fastnorm._kernels.engine cimport set_operands, set_rows, store
-from fastnorm._kernels.group_norm_rows cimport GroupRows, are_rows
+from fastnorm._kernels.group_norm_task cimport GroupRows, are_rows
 from fastnorm._kernels.memory cimport choose_route
 from fastnorm._kernels.moments cimport is_usable, reciprocal_std
 from fastnorm._kernels.operands cimport release, working_dtype

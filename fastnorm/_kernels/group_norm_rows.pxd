@@ -9,35 +9,19 @@ from libc.stdlib cimport free
 
 from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
 from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div, threads_for
+from fastnorm._kernels.group_norm_task cimport GroupRows
 from fastnorm._kernels.memory cimport Writer, flush, open_writer
 from fastnorm._kernels.operands cimport Scratch, of_this_thread, nth
 from fastnorm._kernels.rows cimport CHUNK
 from fastnorm._kernels.rows_backward cimport backward_group, backward_long_row
 from fastnorm._kernels.rows_forward cimport forward_block
-from fastnorm._kernels.rows_task cimport FLUSH_ROWS, PIECE, Task, allocate_partials, flush_sums
+from fastnorm._kernels.rows_task cimport FLUSH_ROWS, Task, allocate_partials, flush_sums
 from fastnorm._kernels.vectors cimport Vector, store
 from fastnorm._pool cimport parallel_for
 
 cdef enum:
-    MIN_SINGLE_PLANE = 16       # elements: a sum over fewer is mostly overhead
-    MIN_GROUP_PLANE = 24        # the same where several planes make a row
     TILE = 1024                 # elements of a sample that a block takes at least
     ABREAST = 16                # channels whose gradients are added up together
-
-
-cdef inline bint are_rows(Py_ssize_t n, Py_ssize_t s, Py_ssize_t group) noexcept nogil:
-    """Of the shape of a sample alone, which says what its bits are."""
-    cdef Py_ssize_t least = MIN_SINGLE_PLANE if group == 1 else MIN_GROUP_PLANE
-    return n == 1 and s < least and group * s <= PIECE
-
-
-cdef struct GroupRows:
-    Task task                   # rows are groups: period of them in a sample
-    Py_ssize_t s                # elements of a channel
-    Py_ssize_t groups_per_tile, tiles
-    Py_ssize_t samples_per_range, ranges
-    double* partials            # (ranges, 2, C·S): dgamma and dbeta by element
-    void* sums                  # the same of at most FLUSH_ROWS samples, in x's type
 
 
 cdef inline void add_samples(
