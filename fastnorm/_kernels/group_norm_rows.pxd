@@ -7,7 +7,7 @@ of its tile over its samples; the ranges depend on the shape alone and are added
 
 from libc.stdlib cimport free
 
-from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
+from fastnorm._kernels.arrays cimport FLOAT32, real
 from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div, threads_for
 from fastnorm._kernels.group_norm_task cimport GroupRows
 from fastnorm._kernels.memory cimport Writer, flush, open_writer

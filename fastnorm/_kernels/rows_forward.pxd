@@ -97,7 +97,7 @@ cdef inline void normalize_group(
     cdef Py_ssize_t at_once = rows_at_once(t), k = 0, some, length
     cdef const real* row
     cdef real* target
-    split_means(count, mean, rstd, high, scale, shift)
+    split_means(t, count, mean, rstd, high, scale, shift)
     while k < count:
         some = min(count - k, at_once)
         row = element(x, t.stored, k * x_stride)
@@ -156,7 +156,7 @@ cdef inline void normalize_long(
     cdef real high, scale, shift
     cdef const real* x
     cdef real* y
-    split_means(1, &row.mean, &row.rstd, &high, &scale, &shift)
+    split_means(t, 1, &row.mean, &row.rstd, &high, &scale, &shift)
     while start < stop:
         length = min(stop - start, <Py_ssize_t> CHUNK)
         offset = index * t.n + start

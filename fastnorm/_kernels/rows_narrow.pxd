@@ -124,7 +124,7 @@ cdef inline void split(
     cdef Py_ssize_t j
     for j in range(count, SIDE_BY_SIDE):
         high[j], scale[j], shift[j] = 0, 0, 0
-    split_means(count, mean, rstd, high, scale, shift)
+    split_means(t, count, mean, rstd, high, scale, shift)
 
 
 cdef inline void tile_affine(

@@ -39,15 +39,15 @@ cdef inline double shift_of(double mean, double high, double rstd) noexcept nogi
 
 
 cdef inline void split_means(
-    Py_ssize_t count, const double* mean, const double* rstd, real* restrict high,
+    Task* t, Py_ssize_t count, const double* mean, const double* rstd, real* restrict high,
     real* restrict scale, real* restrict shift,
 ) noexcept nogil:
-    """x̂ = (x - high)·scale + shift of some rows. Where the mean is 0, the shift is -0: adding it
-    changes nothing, not even a zero's sign."""
+    """x̂ = (x - high)·scale + shift of some rows. Not centred, the shift is -0, even where the
+    scale is infinite: adding it changes nothing, not even a zero's sign."""
     cdef Py_ssize_t k
     for k in range(count):
         high[k], scale[k] = <real> mean[k], <real> rstd[k]
-        shift[k] = <real> shift_of(mean[k], high[k], rstd[k])
+        shift[k] = <real> shift_of(mean[k], high[k], rstd[k]) if t.centred else -0.0
 
 
 cdef inline void load_statistics(
@@ -73,7 +73,7 @@ cdef inline void load_group(
 ) noexcept nogil:
     """All but the sums."""
     load_statistics(t, index, count, rows.mean, rows.rstd, rows.scale)
-    split_means(count, rows.mean, rows.rstd, numbers + HIGH, numbers + RSTD, numbers + SHIFT)
+    split_means(t, count, rows.mean, rows.rstd, numbers + HIGH, numbers + RSTD, numbers + SHIFT)
 
 
 cdef inline void settle_sums(

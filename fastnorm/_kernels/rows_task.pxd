@@ -6,7 +6,7 @@ from libc.math cimport sqrt
 from libc.stdint cimport uintptr_t
 from libc.stdlib cimport calloc
 
-from fastnorm._kernels.arrays cimport FLOAT32, NONE, Dtype, itemsize_of, real
+from fastnorm._kernels.arrays cimport NONE, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport BLOCKS_PER_THREAD, ceil_div, rows_per_block
 from fastnorm._kernels.memory cimport ASKED_BYTES, IN_CACHE, LINE, PAGE, PAST_CACHE, RUN_BYTES
 from fastnorm._kernels.memory cimport Route, apart_from

@@ -261,7 +261,7 @@ cdef inline void forward_side_by_side(
                 squares_across(x + j, step, t.n, at_once, lanes, mean + j, m2 + j)
             j += at_once
         finish_statistics(t, index, count, mean, m2, rstd)
-        split_means(count, mean, rstd, centre, scale, shift)
+        split_means(t, count, mean, rstd, centre, scale, shift)
         groups = find_neighbours(&t.y, index, count, t.n, found)
         for i in range(t.n):
             y = result_across(t, i, found, in_place, y_scratch, writer)
