@@ -28,13 +28,30 @@ FASTNORM_INLINE fastnorm_parameter_pairs fastnorm_parameters_at(
     return at;
 }
 
-/* dx of one vector, from the numbers of its row, FASTNORM_MAX_GROUP apart. */
-FASTNORM_INLINE fastnorm_wide fastnorm_row_gradient(
-    int centred, fastnorm_wide dy, fastnorm_wide x, fastnorm_wide gamma, const float *r, fastnorm_wide *dgamma,
-    fastnorm_wide *dbeta)
+/* The numbers of up to four rows, as LOAD_NUMBERS of run_maps.h has them. */
+typedef struct {
+    fastnorm_wide of[FASTNORM_ROW_NUMBERS][4];
+} fastnorm_rows_numbers;
+
+FASTNORM_INLINE fastnorm_rows_numbers fastnorm_load_numbers(int rows, const float *numbers)
 {
-    const float centre = r[0], rstd = r[FASTNORM_MAX_GROUP], shift = r[2 * FASTNORM_MAX_GROUP];
-    const float mean_h = r[3 * FASTNORM_MAX_GROUP], mean_hx = r[4 * FASTNORM_MAX_GROUP];
+    fastnorm_rows_numbers m;
+    ptrdiff_t j, k;
+    FASTNORM_UNROLL
+    for (j = 0; j < FASTNORM_ROW_NUMBERS; ++j) {
+        FASTNORM_UNROLL
+        for (k = 0; k < rows; ++k) m.of[j][k] = numbers[j * FASTNORM_MAX_GROUP + k] - (fastnorm_wide){0};
+    }
+    return m;
+}
+
+/* dx of one vector of row k. */
+FASTNORM_INLINE fastnorm_wide fastnorm_row_gradient(
+    int centred, fastnorm_wide dy, fastnorm_wide x, fastnorm_wide gamma, const fastnorm_rows_numbers *m, ptrdiff_t k,
+    fastnorm_wide *dgamma, fastnorm_wide *dbeta)
+{
+    const fastnorm_wide centre = m->of[0][k], rstd = m->of[1][k], shift = m->of[2][k];
+    const fastnorm_wide mean_h = m->of[3][k], mean_hx = m->of[4][k];
     fastnorm_wide x_hat = centred ? (x - centre) * rstd + shift : x * rstd, h = dy * gamma;
     *dgamma += dy * x_hat;
     if (centred) *dbeta += dy, h -= mean_h;
@@ -44,17 +61,16 @@ FASTNORM_INLINE fastnorm_wide fastnorm_row_gradient(
 /* A pair of columns from i on, whose parameters are `at`. All is loaded before anything is stored: see COLUMN of run_maps.h. */
 FASTNORM_INLINE void fastnorm_pair_gradients(
     int is_half, int rows, int centred, fastnorm_rows dy, fastnorm_rows x, uint16_t *dx, ptrdiff_t dx_stride,
-    ptrdiff_t i, fastnorm_gradient_parameters p, fastnorm_parameter_pairs at)
+    ptrdiff_t i, const fastnorm_rows_numbers *m, fastnorm_gradient_parameters p, fastnorm_parameter_pairs at)
 {
     fastnorm_pair d[4];
     ptrdiff_t k;
     FASTNORM_UNROLL
     for (k = 0; k < rows; ++k) {
-        const float *r = p.numbers + k;
         const fastnorm_pair v = fastnorm_elements(is_half, x, k, i);
         d[k] = fastnorm_elements(is_half, dy, k, i);
-        d[k].a = fastnorm_row_gradient(centred, d[k].a, v.a, at.gamma.a, r, &at.dgamma.a, &at.dbeta.a);
-        d[k].b = fastnorm_row_gradient(centred, d[k].b, v.b, at.gamma.b, r, &at.dgamma.b, &at.dbeta.b);
+        d[k].a = fastnorm_row_gradient(centred, d[k].a, v.a, at.gamma.a, m, k, &at.dgamma.a, &at.dbeta.a);
+        d[k].b = fastnorm_row_gradient(centred, d[k].b, v.b, at.gamma.b, m, k, &at.dgamma.b, &at.dbeta.b);
     }
     FASTNORM_UNROLL
     for (k = 0; k < rows; ++k) fastnorm_store(is_half, dx + k * dx_stride + i, d[k]);
@@ -69,6 +85,7 @@ FASTNORM_INLINE void fastnorm_run_gradients(
 {
     const ptrdiff_t last = n - FASTNORM_AT_ONCE;
     const fastnorm_parameter_pairs at_last = fastnorm_parameters_at(is_half, centred, p, last);
+    const fastnorm_rows_numbers m = fastnorm_load_numbers(rows, p.numbers);
     ptrdiff_t i = 0, k;
     while (i < last) {
         const ptrdiff_t stop = last - i < FASTNORM_EVENLY ? last : i + FASTNORM_EVENLY;
@@ -78,9 +95,9 @@ FASTNORM_INLINE void fastnorm_run_gradients(
             fastnorm_prefetch_far(dx + k * dx_stride + i + dx_ahead, (stop - i) * sizeof *dx);
         for (; i < stop; i += FASTNORM_AT_ONCE)
             fastnorm_pair_gradients(
-                is_half, rows, centred, dy, x, dx, dx_stride, i, p, fastnorm_parameters_at(is_half, centred, p, i));
+                is_half, rows, centred, dy, x, dx, dx_stride, i, &m, p, fastnorm_parameters_at(is_half, centred, p, i));
     }
-    fastnorm_pair_gradients(is_half, rows, centred, dy, x, dx, dx_stride, last, p, at_last);
+    fastnorm_pair_gradients(is_half, rows, centred, dy, x, dx, dx_stride, last, &m, p, at_last);
 }
 
 /* One loop for each kind. Where there is no gamma it is 1. */

@@ -43,6 +43,7 @@ FASTNORM_INLINE void FASTNORM_NAME(map_run)(
         return;
     }
     value = VALUE(vector, 0);
+    FASTNORM_UNROLL_BY(4)
     for (; next < stop; i = next, next += WIDTH) {
         next_value = VALUE(vector, next);
         AT(vector, y, i) = value;
@@ -175,14 +176,19 @@ FASTNORM_ONCE void FASTNORM_NAME(map_few_rows)(
 #undef ROWS
 }
 
-/* One vector of a few rows, or one element, which have FASTNORM_ROW_NUMBERS numbers each, FASTNORM_MAX_GROUP apart:
+/* What the rows' numbers are, FASTNORM_MAX_GROUP apart, in m, once: in the loop each would be loaded for every vector, since
+   it might be what a store there has changed. */
+#define LOAD_NUMBERS(zero)                \
+    EACH(j, FASTNORM_ROW_NUMBERS)         \
+    EACH(k, rows) m[j][k] = row_numbers[j * FASTNORM_MAX_GROUP + k] - (zero)
+
+/* One vector of a few rows, or one element, which have the numbers m:
 
        dx = rstd·(h - mean_h - x̂·mean_hx)  with  h = dy·gamma,
        dgamma += dy·x̂,  dbeta += dy        and   x̂ = (x - centre)·rstd + shift
 
    The rows are added one after another, but their sums are loaded and stored once, and all is loaded before anything is
    stored, as in COLUMN. Not centred: x̂ = x·rstd, mean_h is 0, and there is no dbeta. */
-#define NUMBER(which, k) row_numbers[(which) * FASTNORM_MAX_GROUP + (k)]
 #define GRADIENTS(type, i, to, to_step)                                 \
     do {                                                                \
         type a = AT(type, dgamma, i), b, h[4], x_hat[4];                \
@@ -191,9 +197,9 @@ FASTNORM_ONCE void FASTNORM_NAME(map_few_rows)(
         EACH(k, rows) h[k] = AT(type, dy, k * dy_step + i);             \
         EACH(k, rows) x_hat[k] = AT(type, x, k * x_step + i);           \
         EACH(k, rows) {                                                 \
-            const real centre = NUMBER(0, k), rstd = NUMBER(1, k);      \
-            const real shift = NUMBER(2, k);                            \
-            const real mean_h = NUMBER(3, k), mean_hx = NUMBER(4, k);   \
+            const type centre = m[0][k], rstd = m[1][k];                \
+            const type shift = m[2][k], mean_h = m[3][k];               \
+            const type mean_hx = m[4][k];                               \
             if (centred) x_hat[k] = (x_hat[k] - centre) * rstd + shift; \
             else x_hat[k] *= rstd;                                      \
             a += h[k] * x_hat[k];                                       \
@@ -230,8 +236,9 @@ FASTNORM_INLINE void FASTNORM_NAME(gradients_of)(
     const int from_end = !ahead && !dx_ahead && fastnorm_from_end(dy, x, dx);
     const ptrdiff_t step = from_end ? -WIDTH : WIDTH, end = from_end ? first - WIDTH : whole;
     const ptrdiff_t evenly = from_end ? -FASTNORM_EVENLY : FASTNORM_EVENLY;
-    vector edges[2][4];
-    ptrdiff_t i, k;
+    vector edges[2][4], m[FASTNORM_ROW_NUMBERS][4];
+    ptrdiff_t i, j, k;
+    LOAD_NUMBERS((vector){0});
     if (!gamma) gamma = (const real *)&ones;
     if (first > 0) EDGE(0, first, (real *)edges[0]);
     if (whole < n) EDGE(last, whole - WIDTH, (real *)edges[1]);
@@ -255,7 +262,9 @@ FASTNORM_ONCE void FASTNORM_NAME(short_gradients)(
 {
     const real one = 1;
     const ptrdiff_t rows = 1, dy_step = 0, x_step = 0, gamma_step = gamma ? 1 : 0;
-    ptrdiff_t i, k;
+    real m[FASTNORM_ROW_NUMBERS][1];
+    ptrdiff_t i, j, k;
+    LOAD_NUMBERS(0);
     if (!gamma) gamma = &one;
     FASTNORM_ROLLED
     for (i = 0; i < n; ++i) {
@@ -266,7 +275,7 @@ FASTNORM_ONCE void FASTNORM_NAME(short_gradients)(
 
 #undef EDGE
 #undef GRADIENTS
-#undef NUMBER
+#undef LOAD_NUMBERS
 
 /* Of 1, 2 or 4 rows; one loop for each kind. gamma is 1 where it is NULL. From a row to the next it is dy_step, x_step,
    dx_step elements. */
