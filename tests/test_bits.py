@@ -34,6 +34,7 @@ THREADS = (2, 3, 7)
 # Several blocks of 64 KB for each of seven threads, in float32.
 LARGE = [
     *((operation, case) for operation, case in every_case() if prod(case.shape) > 100_000),
+    (LAYER_NORM, Case("3000x128", (3000, 128))),
     (LAYER_NORM, Case("3000x259", (3000, 259))),
     (LAYER_NORM, Case("100003x7", (100_003, 7))),
     (LAYER_NORM, Case("3x300007", (3, 300_007))),

@@ -37,6 +37,9 @@ enum {
 #if defined(__GNUC__) || defined(__clang__)
 #define FASTNORM_VECTOR_OF(real, num_bytes) \
     real __attribute__((vector_size(num_bytes), aligned(sizeof(real)), may_alias))
+#define FASTNORM_HAS_VECTORS
+typedef FASTNORM_VECTOR_OF(double, 32) fastnorm_four;
+typedef FASTNORM_VECTOR_OF(double, 16) fastnorm_two;
 #define FASTNORM_PRAGMA(text) _Pragma(#text)
 #define FASTNORM_UNROLL_BY(times) FASTNORM_PRAGMA(GCC unroll times)
 #define FASTNORM_UNROLL FASTNORM_UNROLL_BY(32)

@@ -12,17 +12,19 @@ from libc.stdlib cimport free, malloc
 from fastnorm._kernels cimport sixteen
 from fastnorm._kernels.arrays cimport FLOAT16, FLOAT32, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport BLOCKS_PER_THREAD, MAX_PARTIALS, ceil_div, threads_for
-from fastnorm._kernels.memory cimport IN_CACHE, PAST_CACHE, Writer, choose_route, fits_rows
-from fastnorm._kernels.memory cimport flush, open_writer, place_rows, place_stored, rows_abreast
+from fastnorm._kernels.memory cimport FETCHES_ALONE, IN_CACHE, PAST_CACHE, Writer, choose_route
+from fastnorm._kernels.memory cimport fits_rows, flush, open_writer, place_rows, place_stored
+from fastnorm._kernels.memory cimport rows_abreast
 from fastnorm._kernels.operands cimport Scratch, load_block, of_this_thread, release
 from fastnorm._kernels.operands cimport nth, result_block, store_block
 from fastnorm._kernels.rows cimport CHUNK, TOGETHER, ask, element, is_sixteen, map_rows
 from fastnorm._kernels.rows cimport row_gradient_sums
 from fastnorm._kernels.rows_narrow cimport backward_narrow
 from fastnorm._kernels.rows_numbers cimport HIGH, LENGTH_SCALE, LENGTH_SLOPE, ROW_NUMBERS, RSTD
-from fastnorm._kernels.rows_numbers cimport Group, finish_group, keep_lengths, load_group
+from fastnorm._kernels.rows_numbers cimport Group, finish_rows, keep_lengths, load_group
 from fastnorm._kernels.rows_numbers cimport settle_sums
-from fastnorm._kernels.rows_task cimport FLUSH_ROWS, MAX_GROUP, NARROW, PIECE, RowSums, Task
+from fastnorm._kernels.rows_task cimport FLUSH_ROWS, MAX_GROUP, NARROW, PIECE, TURN_BYTES
+from fastnorm._kernels.rows_task cimport RowSums, Task
 from fastnorm._kernels.rows_task cimport allocate_partials, are_flushed, elements_ahead, flush_sums
 from fastnorm._kernels.rows_task cimport goes_by_tiles, is_cut, lines_of_y, parameters_of
 from fastnorm._kernels.rows_task cimport piece_length, reserve_scratch, rows_at_once
@@ -47,21 +49,21 @@ cdef extern from "maps.h" nogil:
 
 cdef inline void chunk_sums(
     Task* t, const real* x, Py_ssize_t x_step, const real* dy, Py_ssize_t dy_step,
-    Py_ssize_t start, Py_ssize_t step, Py_ssize_t count, Py_ssize_t n, Py_ssize_t ahead,
-    const real* numbers, Group* rows,
+    Py_ssize_t start, Py_ssize_t step, Py_ssize_t first, Py_ssize_t last, Py_ssize_t n,
+    Py_ssize_t ahead, const real* numbers, Group* rows,
 ) noexcept nogil:
-    """Σh and Σ(h·x̂), with h = dy·gamma, of n elements of the rows of a group. Their parameters
-    begin at `start`, and those of a row `step` elements after those of the row before."""
-    cdef Py_ssize_t k = 0
-    while k < count:
+    """Σh and Σ(h·x̂), with h = dy·gamma, of n elements of some rows of a group. The parameters of
+    the group begin at `start`, and those of a row `step` elements after those of the row before."""
+    cdef Py_ssize_t k = first
+    while k < last:
         row_gradient_sums(
             element(dy, t.stored, k * dy_step), dy_step, element(x, t.stored, k * x_step), x_step,
-            t.stored, min(count - k, <Py_ssize_t> TOGETHER), n,
+            t.stored, min(last - k, <Py_ssize_t> TOGETHER), n,
             shifted(<const real*> t.gamma, start + k * step), step, numbers + HIGH + k,
             numbers + RSTD + k, t.centred, ahead, rows.h + k, rows.hx + k,
         )
         k += TOGETHER
-    settle_sums(t, count, rows, numbers)
+    settle_sums(t, first, last, rows, numbers)
 
 
 cdef inline RowSums piece_sums(
@@ -82,7 +84,7 @@ cdef inline RowSums piece_sums(
         x = load_block(&t.x, offset, t.n, 1, length, x_scratch, &stride)
         dy = load_block(&t.dy, offset, t.n, 1, length, dy_scratch, &stride)
         chunk_sums(
-            t, x, length, dy, length, parameters_of(t, index) + start, 0, 1, length, 0, numbers,
+            t, x, length, dy, length, parameters_of(t, index) + start, 0, 0, 1, length, 0, numbers,
             &row,
         )
         if t.centred:
@@ -98,7 +100,7 @@ cdef inline void numbers_of_row(
     cdef Group row
     load_group(t, index, 1, &row, numbers)
     row.h[0], row.hx[0] = sums.h, sums.hx
-    finish_group(t, 1, &row, numbers)
+    finish_rows(t, 0, 1, &row, numbers)
 
 
 cdef inline real* further(real* sums, Py_ssize_t n) noexcept nogil:
@@ -272,6 +274,17 @@ cdef inline void flush_rows(
         flush_sums(partial, sums, 2 * t.n)
 
 
+cdef inline Py_ssize_t rows_in_turn(Task* t, Py_ssize_t count) noexcept nogil:
+    """After the sums of so many rows, of a group's `count`, come their gradients."""
+    cdef Py_ssize_t row_bytes = t.n * itemsize_of(t.stored)
+    if (
+        FETCHES_ALONE and t.route == PAST_CACHE and not t.by_length
+        and TURN_BYTES // 2 <= row_bytes <= TURN_BYTES + TURN_BYTES // 2
+    ):
+        return max(TURN_BYTES // row_bytes, <Py_ssize_t> 1)
+    return count
+
+
 cdef inline void backward_group(
     Task* t, Py_ssize_t index, Py_ssize_t count, double* partial, real* dgamma, real* dbeta,
     Py_ssize_t step, real* x_scratch, real* dy_scratch, real* dx_scratch, Writer* writer,
@@ -280,34 +293,37 @@ cdef inline void backward_group(
     elements."""
     cdef Group rows
     cdef real numbers[ROW_NUMBERS * MAX_GROUP]
-    cdef Py_ssize_t offset = index * t.n, ahead = 0, k = 0, together, x_stride, dy_stride, dx_stride
+    cdef Py_ssize_t offset = index * t.n, ahead = 0, k = 0, last, together
+    cdef Py_ssize_t x_stride, dy_stride, dx_stride, in_turn = rows_in_turn(t, count)
     cdef const real* x = load_block(&t.x, offset, t.n, count, t.n, x_scratch, &x_stride)
     cdef const real* dy = load_block(&t.dy, offset, t.n, count, t.n, dy_scratch, &dy_stride)
     cdef real* dx = result_block(&t.y, offset, t.n, t.n, dx_scratch, &dx_stride)
-    if t.route != IN_CACHE:
+    if t.route != IN_CACHE and in_turn == count:
         ahead = elements_ahead(t, index, count)
     load_group(t, index, count, &rows, numbers)
-    chunk_sums(
-        t, x, x_stride, dy, dy_stride, parameters_of(t, index), step, count, t.n, ahead, numbers,
-        &rows,
-    )
-    keep_lengths(t, index, count, rows.hx)
-    finish_group(t, count, &rows, numbers)
-    if t.by_length:  # nothing is added up over rows
-        group_length_gradients(
-            t, count, x, x_stride, dy, dy_stride, dx, dx_stride, numbers, writer, ahead
-        )
-        k = count
     while k < count:
-        together = gradient_rows(t, index + k, count - k, step, x, dy, dx)
-        group_gradients(
-            t, index + k, together, element(x, t.stored, k * x_stride), x_stride,
-            element(dy, t.stored, k * dy_stride), dy_stride,
-            <real*> element(dx, t.stored, k * dx_stride), dx_stride,
-            further(dgamma, k * step), further(dbeta, k * step), numbers + k, writer, ahead,
+        last = min(k + in_turn, count)
+        chunk_sums(
+            t, x, x_stride, dy, dy_stride, parameters_of(t, index), step, k, last, t.n, ahead,
+            numbers, &rows,
         )
-        k += together
-        flush_rows(t, index + k, partial, dgamma)
+        finish_rows(t, k, last, &rows, numbers)
+        if t.by_length:  # nothing is added up over rows
+            keep_lengths(t, index, count, rows.hx)
+            group_length_gradients(
+                t, count, x, x_stride, dy, dy_stride, dx, dx_stride, numbers, writer, ahead
+            )
+            k = count
+        while k < last:
+            together = gradient_rows(t, index + k, last - k, step, x, dy, dx)
+            group_gradients(
+                t, index + k, together, element(x, t.stored, k * x_stride), x_stride,
+                element(dy, t.stored, k * dy_stride), dy_stride,
+                <real*> element(dx, t.stored, k * dx_stride), dx_stride,
+                further(dgamma, k * step), further(dbeta, k * step), numbers + k, writer, ahead,
+            )
+            k += together
+            flush_rows(t, index + k, partial, dgamma)
     store_block(&t.y, offset, t.n, count, t.n, dx, dx_stride, writer)
 
 

@@ -77,22 +77,22 @@ cdef inline void load_group(
 
 
 cdef inline void settle_sums(
-    Task* t, Py_ssize_t count, Group* rows, const real* numbers
+    Task* t, Py_ssize_t first, Py_ssize_t last, Group* rows, const real* numbers
 ) noexcept nogil:
     """From Σ(h·(x - high)·rstd) in hx, Σ(h·x̂)."""
     cdef Py_ssize_t k
     if t.centred:
-        for k in range(count):
+        for k in range(first, last):
             rows.hx[k] += shift_of(rows.mean[k], numbers[HIGH + k], rows.rstd[k]) * rows.h[k]
 
 
-cdef inline void finish_group(
-    Task* t, Py_ssize_t count, const Group* rows, real* restrict numbers
+cdef inline void finish_rows(
+    Task* t, Py_ssize_t first, Py_ssize_t last, const Group* rows, real* restrict numbers
 ) noexcept nogil:
     """The last two numbers, from the sums."""
     cdef Py_ssize_t k
     cdef double n = t.n
-    for k in range(count):
+    for k in range(first, last):
         if t.by_length:
             numbers[LENGTH_SCALE + k] = <real> rows.scale[k]
             numbers[LENGTH_SLOPE + k] = <real> -(rows.rstd[k] * rows.hx[k])

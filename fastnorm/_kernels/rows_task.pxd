@@ -29,6 +29,9 @@ cdef enum:
     LARGE_GROUP = 32            # Passes that compute much take more of them, to hide memory's
     LARGE_GROUP_BYTES = 65536   # pauses, and find them again in L2
     AHEAD_BYTES = 16384         # further on, at least, memory is asked for
+    # Rows near that long, by memory that is fetched best unasked, go through the backward passes as
+    # few as are as long together: while they are stored, what the CPU has fetched ahead suffices.
+    TURN_BYTES = 1024
     NARROW = 48                 # shorter rows become columns,
     SIDE_BY_SIDE = 32           # so many of them,
     TILE_ROW_BYTES = 4096       # and so do longer ones that lie side by side,

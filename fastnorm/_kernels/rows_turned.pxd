@@ -15,7 +15,7 @@ from fastnorm._kernels.memory cimport Writer
 from fastnorm._kernels.moments cimport is_off, settle
 from fastnorm._kernels.operands cimport SIDE, Operand, address, adjacent_rows, read_across
 from fastnorm._kernels.operands cimport rows_beside, transpose, write_across
-from fastnorm._kernels.rows_numbers cimport HIGH, ROW_NUMBERS, RSTD, Group, finish_group, load_group
+from fastnorm._kernels.rows_numbers cimport HIGH, ROW_NUMBERS, RSTD, Group, finish_rows, load_group
 from fastnorm._kernels.rows_numbers cimport settle_sums, split_means
 from fastnorm._kernels.rows_task cimport FLUSH_ROWS, MAX_GROUP, SIDE_BY_SIDE, Task, are_flushed
 from fastnorm._kernels.rows_task cimport finish_statistics, flush_sums, rows_left, tile_step
@@ -288,8 +288,8 @@ cdef inline void numbers_across(
             numbers + HIGH + j, numbers + RSTD + j, lanes, rows.h + j, rows.hx + j,
         )
         j += at_once
-    settle_sums(t, count, &rows, numbers)
-    finish_group(t, count, &rows, numbers)
+    settle_sums(t, 0, count, &rows, numbers)
+    finish_rows(t, 0, count, &rows, numbers)
 
 
 cdef inline void gradients_across(

@@ -224,23 +224,19 @@ FASTNORM_ONCE void FASTNORM_RUN(few_gradients)(
     ptrdiff_t gamma_step, const real *centre, const real *inverse, int centred, ptrdiff_t ahead, double *sums,
     double *products)
 {
-    real folded_sums[FASTNORM_FOLDED * FASTNORM_TOGETHER], folded_products[FASTNORM_FOLDED * FASTNORM_TOGETHER];
     ptrdiff_t k;
-    FASTNORM_NAME(clear_folds)(folded_sums), FASTNORM_NAME(clear_folds)(folded_products);
 #define ROWS(gamma, centred)                                                                                               \
     for (k = 0; k < rows; ++k, dy += dy_step, x += x_step) {                                                               \
         lanes a, b;                                                                                                        \
         FASTNORM_RUN(products_of)(dy, x, gamma, n, (centred) ? centre[k] : 0, inverse[k], centred, ahead, 0, &a, &b);      \
-        if (centred) FASTNORM_NAME(fold_partly)(a, folded_sums + k);                                                       \
-        FASTNORM_NAME(fold_partly)(b, folded_products + k);                                                                \
+        if (centred) sums[k] = FASTNORM_NAME(fold_lanes)(a);                                                               \
+        products[k] = FASTNORM_NAME(fold_lanes)(b);                                                                        \
     }
     if (gamma && centred) ROWS(gamma + k * gamma_step, 1)
     else if (gamma) ROWS(gamma + k * gamma_step, 0)
     else if (centred) ROWS(NULL, 1)
     else ROWS(NULL, 0)
 #undef ROWS
-    if (centred) FASTNORM_NAME(end_folds)(folded_sums, rows, sums);
-    FASTNORM_NAME(end_folds)(folded_products, rows, products);
 }
 
 #undef element

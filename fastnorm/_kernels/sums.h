@@ -41,14 +41,12 @@ FASTNORM_INLINE void FASTNORM_NAME(add_lanes)(lanes *to, const lanes *more)
     to->rest += more->rest;
 }
 
-/* A tree: halves are added until four lanes are left, which end in double, and the rest. Of FASTNORM_TOGETHER rows these
-   FASTNORM_FOLDED numbers are kept side by side, so that what follows is done to all of the rows at once. */
-FASTNORM_INLINE void FASTNORM_NAME(fold_partly)(lanes a, real *folded)
+/* A tree: halves are added until four lanes are left, which end in double, and the rest. */
+FASTNORM_INLINE void FASTNORM_NAME(halve_lanes)(lanes a, quad *last)
 {
     ptrdiff_t k, half;
     eight e[16 * sizeof(real) / sizeof(eight)];
     quad q[8 * sizeof(real) / sizeof(quad)];
-    real last[4];
     FASTNORM_UNROLL
     for (half = VECTORS / 2; half * WIDTH >= 8; half /= 2) {
         EACH(k, half) a.main[k] += a.main[half + k];
@@ -59,9 +57,38 @@ FASTNORM_INLINE void FASTNORM_NAME(fold_partly)(lanes a, real *folded)
     }
     EACH(k, EIGHTS) e[k] += a.tail[k];
     memcpy(q, e, sizeof q);
-    EACH(k, QUADS) q[k] += q[QUADS + k];
-    memcpy(last, q, sizeof last);
-    for (k = 0; k < 4; ++k) folded[k * FASTNORM_TOGETHER] = last[k];
+    EACH(k, QUADS) last[k] = q[k] + q[QUADS + k];
+}
+
+/* In registers: who reads it from memory, with its neighbours, waits until all of them are stored, and behind streaming
+   stores that is long. */
+FASTNORM_INLINE double FASTNORM_NAME(fold_lanes)(lanes a)
+{
+    quad last[QUADS];
+    FASTNORM_NAME(halve_lanes)(a, last);
+#ifdef FASTNORM_HAS_VECTORS
+    {
+        const fastnorm_four four = __builtin_convertvector(*last, fastnorm_four);
+        fastnorm_two two[2];
+        memcpy(two, &four, sizeof two);
+        two[0] += two[1];
+        return (two[0][0] + two[0][1]) + a.rest;
+    }
+#else
+    return (((double)last[0] + last[2]) + ((double)last[1] + last[3])) + a.rest;
+#endif
+}
+
+/* Of FASTNORM_TOGETHER rows what is left of their lanes, FASTNORM_FOLDED numbers, is kept side by side, so that what follows
+   is done to all of the rows at once. */
+FASTNORM_INLINE void FASTNORM_NAME(fold_partly)(lanes a, real *folded)
+{
+    quad last[QUADS];
+    real each[4];
+    ptrdiff_t k;
+    FASTNORM_NAME(halve_lanes)(a, last);
+    memcpy(each, last, sizeof each);
+    for (k = 0; k < 4; ++k) folded[k * FASTNORM_TOGETHER] = each[k];
     folded[4 * FASTNORM_TOGETHER] = a.rest;
 }
 
@@ -104,13 +131,6 @@ FASTNORM_ONCE unsigned FASTNORM_NAME(end_moments)(
     for (k = 0; k < rows; ++k) off |= (unsigned)(far[k] > 0) << k;
     fastnorm_copy_some(all, rows, mean), fastnorm_copy_some(m, rows, m2);
     return off;
-}
-
-FASTNORM_INLINE double FASTNORM_NAME(fold_lanes)(lanes a)
-{
-    real folded[FASTNORM_FOLDED * FASTNORM_TOGETHER];
-    FASTNORM_NAME(fold_partly)(a, folded);
-    return FASTNORM_NAME(end_fold)(folded);
 }
 
 FASTNORM_INLINE double FASTNORM_NAME(fold)(const real *a)
