@@ -5,11 +5,14 @@ large."""
 
 cimport numpy as cnp
 
-from fastnorm._kernels cimport channels_task, group_norm_rows, rows_backward, rows_forward
-from fastnorm._kernels cimport rows_task, vectors
+from fastnorm._kernels cimport channels_task, rows_task, vectors
 from fastnorm._kernels.arrays cimport FLOAT32, dtype_of, itemsize_of
 from fastnorm._kernels.channels cimport run
 from fastnorm._kernels.convert cimport read_run
+# By their names: of what a package is asked for, `cython -M` does not tell that it must be watched.
+from fastnorm._kernels.group_norm_rows cimport backward_rows_of_groups, forward_rows_of_groups
+from fastnorm._kernels.rows_backward cimport run_backward
+from fastnorm._kernels.rows_forward cimport run_forward
 
 cnp.import_array()
 
@@ -66,19 +69,19 @@ cdef void store(
 
 
 cdef bint forward_rows(Task* t, int num_threads) noexcept nogil:
-    return rows_forward.run_forward(t, num_threads)
+    return run_forward(t, num_threads)
 
 
 cdef bint backward_rows(Task* t, int num_threads) noexcept nogil:
-    return rows_backward.run_backward(t, num_threads)
+    return run_backward(t, num_threads)
 
 
 cdef bint forward_groups(GroupRows* g, int num_threads) noexcept nogil:
-    return group_norm_rows.forward_rows_of_groups(g, num_threads)
+    return forward_rows_of_groups(g, num_threads)
 
 
 cdef bint backward_groups(GroupRows* g, int num_threads) noexcept nogil:
-    return group_norm_rows.backward_rows_of_groups(g, num_threads)
+    return backward_rows_of_groups(g, num_threads)
 
 
 cdef bint run_channels(Channels* t, int num_threads) noexcept nogil:
