@@ -31,8 +31,8 @@
 #define FASTNORM_ONCE static inline
 #endif
 
-/* On a Zen 3 a request occupies one of the few places where loads from L2 wait too; left alone, it fetches into L2 by itself.
-   On a Zen 4, which has AVX-512, requests gain. */
+/* A Zen 3 fetches short rows sooner if it is not asked: requests seem to take the few places where loads from L2 wait. On a
+   Zen 4, which has AVX-512, they gain. */
 #if defined(__AVX512F__)
 #define FASTNORM_FETCHES_ALONE 0
 #else

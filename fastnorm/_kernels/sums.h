@@ -60,8 +60,8 @@ FASTNORM_INLINE void FASTNORM_NAME(halve_lanes)(lanes a, quad *last)
     EACH(k, QUADS) last[k] = q[k] + q[QUADS + k];
 }
 
-/* In registers: who reads it from memory, with its neighbours, waits until all of them are stored, and behind streaming
-   stores that is long. */
+/* In registers: a vector that is loaded from what several stores have written waits until all of them are done, and behind
+   streaming stores that is long. */
 FASTNORM_INLINE double FASTNORM_NAME(fold_lanes)(lanes a)
 {
     quad last[QUADS];
