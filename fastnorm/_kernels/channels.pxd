@@ -29,8 +29,8 @@ from fastnorm._kernels.channels_task cimport Grid, Tile, at_sample, block_at, is
 from fastnorm._kernels.channels_task cimport mapped_view, plan_whole_tiles, range_count
 from fastnorm._kernels.channels_task cimport range_width, read_tile, widen_tiles
 from fastnorm._kernels.columns cimport STRIP
-from fastnorm._kernels.memory cimport IN_CACHE, PAGE, apart_from, bytes_ahead, choose_route
-from fastnorm._kernels.memory cimport last_first
+from fastnorm._kernels.memory cimport IN_CACHE, PAGE, PAST_CACHE, apart_from, bytes_ahead
+from fastnorm._kernels.memory cimport choose_route, last_first
 from fastnorm._kernels.operands cimport BLOCK, Scratch, nth, of_this_thread, release, reserve
 from fastnorm._pool cimport parallel_for
 
@@ -305,8 +305,10 @@ cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
     mapped.scratch = t.scratch
     t.first = mapped.first = <double*> memory
     t.second = mapped.second = <double*> (memory + partials)
-    # NumPy's large arrays begin 16 bytes after a page.
-    t.coefficients = mapped.coefficients = apart_from(NULL, memory + 2 * partials)
+    # Columns' have lines where vectors begin: where y has them, or rows do (map_columns).
+    t.coefficients = mapped.coefficients = apart_from(
+        NULL if t.route == PAST_CACHE else t.y.data, memory + 2 * partials
+    )
     mapped.route, mapped.ahead = t.route, t.ahead
     if t.whole_tiles:
         parallel_for(whole_block, t, t.batch * t.grid.tiles, team)

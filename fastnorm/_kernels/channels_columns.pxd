@@ -5,15 +5,14 @@ from libc.string cimport memset
 
 from fastnorm._kernels cimport sixteen
 from fastnorm._kernels.arrays cimport FLOAT16, itemsize_of, real
-from fastnorm._kernels.channels_task cimport CENTRED_SUMS, GRADIENT, GRADIENT_SUMS, INVERSE, MOMENTS
-from fastnorm._kernels.channels_task cimport SCALE, SCALE_SHIFT, SHIFT, SLOPE, SQUARES
-from fastnorm._kernels.channels_task cimport WEIGHTED_GRADIENT, Block, Channels
+from fastnorm._kernels.channels_task cimport CENTRE, CENTRED_SUMS, GRADIENT, GRADIENT_SUMS, INVERSE
+from fastnorm._kernels.channels_task cimport MOMENTS, SCALE, SCALE_SHIFT, SHIFT, SLOPE, SQUARES
+from fastnorm._kernels.channels_task cimport WEIGHTED_GRADIENT, Block, Channels, Coefficient
 from fastnorm._kernels.columns cimport EIGHT, FLUSH, FOUR, STRIP, column_centred_sums
 from fastnorm._kernels.columns cimport column_gradient_sums, column_squares, column_sums
-from fastnorm._kernels.columns cimport columns_gradient, columns_scale_shift, few_rows
-from fastnorm._kernels.columns cimport from_column
-from fastnorm._kernels.memory cimport IN_CACHE, Writer, flush, open_writer, place_stored
-from fastnorm._kernels.memory cimport rows_abreast
+from fastnorm._kernels.columns cimport columns_map, from_column
+from fastnorm._kernels.memory cimport IN_CACHE, PAST_CACHE, Writer, flush, open_writer, place
+from fastnorm._kernels.memory cimport place_stored, prefetch_far
 from fastnorm._kernels.operands cimport Operand, load_block, load_rows, padded, result_block
 from fastnorm._kernels.operands cimport store_block
 from fastnorm._kernels.rows cimport ask, element, is_sixteen
@@ -210,36 +209,26 @@ cdef inline void map_stored(
     )
 
 
-cdef inline void map_run(
-    Channels* t, const real* x, const real* source, real* y, Py_ssize_t column, Py_ssize_t n
+cdef inline sixteen.RunMap map_of(Channels* t) noexcept nogil:
+    if t.map == SCALE_SHIFT:
+        return sixteen.SCALE if t.linear else sixteen.SCALE_SHIFT
+    if t.linear:
+        return sixteen.SLOPE
+    return sixteen.GRADIENT if t.map == GRADIENT else sixteen.WEIGHTED_GRADIENT
+
+
+cdef inline void map_block(
+    Channels* t, Py_ssize_t rows, const real* x, Py_ssize_t x_stride, const real* source,
+    Py_ssize_t stride, real* y, Py_ssize_t y_stride, Py_ssize_t column, Py_ssize_t n,
 ) noexcept nogil:
-    """n columns of a row, written to y. source: of the gradient, dy."""
-    cdef const real* coefficients = <const real*> t.coefficients + column
-    cdef Py_ssize_t ahead = t.ahead
-    if t.linear or is_sixteen(t.stored):
-        ahead = 0
-        ask(source, t.stored, n, t.ahead)
-        if t.map != SCALE_SHIFT:
-            ask(x, t.stored, n, t.ahead)
-    if real is float and (is_sixteen(t.stored)):
-        map_stored(t, x, source, y, n, <Py_ssize_t> 1, column, n)
-    elif t.map == SCALE_SHIFT:
-        columns_scale_shift(
-            source, y, n, NULL if t.linear else coefficients,
-            coefficients + SCALE * t.width, coefficients + SHIFT * t.width, ahead,
-        )
-    elif t.map == GRADIENT:
-        columns_gradient(
-            source, x, y, n, NULL, NULL if t.linear else coefficients,
-            coefficients + SLOPE * t.width, coefficients + SHIFT * t.width,
-            coefficients + SCALE * t.width, ahead,
-        )
-    else:
-        columns_gradient(
-            source, x, y, n, coefficients + SCALE * t.width,
-            coefficients, coefficients + SLOPE * t.width, coefficients + SHIFT * t.width,
-            coefficients + INVERSE * t.width, ahead,
-        )
+    """n columns of some rows, written to y. source: of the gradient, dy."""
+    cdef const real* numbers = <const real*> t.coefficients + column
+    cdef Coefficient scale = INVERSE if t.map == WEIGHTED_GRADIENT else SCALE
+    columns_map(
+        map_of(t), t.route != PAST_CACHE, rows, source, stride, x, x_stride, y, y_stride, n,
+        numbers + CENTRE * t.width, numbers + SLOPE * t.width, numbers + SHIFT * t.width,
+        numbers + scale * t.width, numbers + SCALE * t.width,
+    )
 
 
 cdef inline void map_row(
@@ -247,48 +236,53 @@ cdef inline void map_row(
     Writer* writer,
 ) noexcept nogil:
     """n columns of a row, a few lines at a time where memory is asked for before they are mapped.
-    Linear maps take 1.3 times as long if they ask within their loops, as others do."""
-    cdef Py_ssize_t i = 0, placed, length, size = itemsize_of(t.stored)
-    # A call for 16 bits takes as long as the elements of a few lines.
-    cdef bint asks = t.ahead and t.linear and not is_sixteen(t.stored)
-    cdef Py_ssize_t at_once = AT_ONCE // size if asks else n
+    Loops take 1.3 times as long if they ask in passing."""
+    cdef Py_ssize_t i = 0, placed, length
+    cdef Py_ssize_t at_once = AT_ONCE // <Py_ssize_t> sizeof(real) if t.ahead else n
     cdef real* target
     while i < n:
         placed = n - i
-        target = <real*> place_stored(writer, <char*> y + i * size, size, &placed)
+        target = place(writer, y + i, &placed)
         while placed > 0:
             length = min(placed, at_once)
-            map_run(
-                t, element(x, t.stored, i), element(source, t.stored, i), target, column + i, length
+            if t.ahead:
+                prefetch_far(source + i + t.ahead, length * sizeof(real))
+                if t.map != SCALE_SHIFT:
+                    prefetch_far(x + i + t.ahead, length * sizeof(real))
+            map_block(
+                t, <Py_ssize_t> 1, x + i, <Py_ssize_t> 0, source + i, <Py_ssize_t> 0, target,
+                <Py_ssize_t> 0, column + i, length,
             )
-            target = <real*> element(target, t.stored, length)
+            target += length
             i += length
             placed -= length
 
 
-cdef inline void map_few_rows(
-    Channels* t, Py_ssize_t rows, const real* x, Py_ssize_t x_stride, const real* source,
-    Py_ssize_t source_stride, real* y, Py_ssize_t y_stride, Py_ssize_t column, Py_ssize_t n,
+cdef inline void map_stored_row(
+    Channels* t, const real* x, const real* source, real* y, Py_ssize_t column, Py_ssize_t n,
+    Writer* writer,
 ) noexcept nogil:
-    """n columns of two or FOUR rows."""
-    cdef const real* coefficients = <const real*> t.coefficients + column
-    cdef const real* centre = NULL if t.linear else coefficients
-    cdef const real* shift = NULL if t.linear else coefficients + SHIFT * t.width
-    cdef const real* scale = coefficients + SCALE * t.width
-    cdef const real* weight = NULL
-    if t.map == WEIGHTED_GRADIENT:
-        weight, scale = scale, coefficients + INVERSE * t.width
-    few_rows(
-        rows, t.map != SCALE_SHIFT, source, source_stride, x, x_stride, y, y_stride, n, centre,
-        coefficients + SLOPE * t.width, shift, scale, weight,
-    )
+    """The same of 16 bits, of which a call takes as long as the elements of a few lines."""
+    cdef Py_ssize_t i = 0, length, size = itemsize_of(t.stored)
+    cdef void* target
+    while i < n:
+        length = n - i
+        target = place_stored(writer, <char*> y + i * size, size, &length)
+        ask(element(source, t.stored, i), t.stored, length, t.ahead)
+        if t.map != SCALE_SHIFT:
+            ask(element(x, t.stored, i), t.stored, length, t.ahead)
+        map_stored(
+            t, element(x, t.stored, i), element(source, t.stored, i), target, <Py_ssize_t> 0,
+            <Py_ssize_t> 1, column + i, length,
+        )
+        i += length
 
 
 cdef inline void map_rows(
     Channels* t, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t column, Py_ssize_t n,
     real* x_scratch, real* source_scratch, real* y_scratch, Writer* writer,
 ) noexcept nogil:
-    """n columns of one row, of two, or of FOUR."""
+    """n columns of some rows, in cache, or else of one."""
     cdef Py_ssize_t index = t.base + row * t.width + column
     cdef Py_ssize_t x_stride, stride, y_stride
     cdef const real* source = load_block(
@@ -299,10 +293,13 @@ cdef inline void map_rows(
     x_stride = stride
     if t.map != SCALE_SHIFT:
         x = load_block(t.x, index, t.width, rows, n, x_scratch, &x_stride)
-    if rows > 1 and is_sixteen(t.stored):
-        map_stored(t, x, source, y, y_stride, rows, column, n)
+    if is_sixteen(t.stored):
+        if rows > 1:
+            map_stored(t, x, source, y, y_stride, rows, column, n)
+        else:
+            map_stored_row(t, x, source, y, column, n, writer)
     elif rows > 1:
-        map_few_rows(t, rows, x, x_stride, source, stride, y, y_stride, column, n)
+        map_block(t, rows, x, x_stride, source, stride, y, y_stride, column, n)
     else:
         map_row(t, x, source, y, column, n, writer)
     store_block(t.y, index, t.width, rows, n, y, y_stride, writer)
@@ -312,14 +309,13 @@ cdef inline void map_columns(
     Channels* t, Block b, real* x_scratch, real* source_scratch, real* y_scratch
 ) noexcept nogil:
     """A large call goes through memory in its order, and row by row where a row is more than one
-    block; in cache the coefficients, of which there are as many as elements in a row, are what
-    costs time."""
+    block; in cache a strip's coefficients, of which there are as many as elements in a row of it,
+    stay in L1."""
     cdef Py_ssize_t row, rows, column = b.first_column, n
     cdef Py_ssize_t width = b.last_column - column
-    cdef Py_ssize_t few = rows_abreast(
-        t.source.data, t.source.data if t.map == SCALE_SHIFT else t.x.data, t.y.data,
-        t.width * itemsize_of(t.stored),
-    )
+    # The primitive for 16 bits, and blocks of scratch memory, take FOUR.
+    cdef bint takes_all = t.direct and not is_sixteen(t.stored)
+    cdef Py_ssize_t few = b.last_unit - b.first_unit if takes_all else <Py_ssize_t> FOUR
     cdef Writer writer
     open_writer(&writer, t.route, t.y.direct)
     if t.route != IN_CACHE and (t.direct or width > columns_at_once(t, FOUR)):

@@ -9,16 +9,19 @@ vectors.
 
 from fastnorm._kernels.arrays cimport real
 from fastnorm._kernels.memory cimport prefetch_far
+from fastnorm._kernels.sixteen cimport RunMap
 
 cdef extern from "maps.h" nogil:
-    void map_few_rows_float "fastnorm_map_few_rows_float"(
-        Py_ssize_t rows, bint is_gradient, const float* dy, Py_ssize_t dy_step, const float* x,
-        Py_ssize_t x_step, float* y, Py_ssize_t y_step, Py_ssize_t n, const float* centre,
-        const float* slope, const float* shift, const float* scale, const float* weight)
-    void map_few_rows_double "fastnorm_map_few_rows_double"(
-        Py_ssize_t rows, bint is_gradient, const double* dy, Py_ssize_t dy_step, const double* x,
-        Py_ssize_t x_step, double* y, Py_ssize_t y_step, Py_ssize_t n, const double* centre,
-        const double* slope, const double* shift, const double* scale, const double* weight)
+    void map_columns_float "fastnorm_map_columns_float"(
+        RunMap map, bint by_lines, Py_ssize_t rows, const float* dy, Py_ssize_t dy_step,
+        const float* x, Py_ssize_t x_step, float* y, Py_ssize_t y_step, Py_ssize_t n,
+        const float* centre, const float* slope, const float* shift, const float* scale,
+        const float* weight)
+    void map_columns_double "fastnorm_map_columns_double"(
+        RunMap map, bint by_lines, Py_ssize_t rows, const double* dy, Py_ssize_t dy_step,
+        const double* x, Py_ssize_t x_step, double* y, Py_ssize_t y_step, Py_ssize_t n,
+        const double* centre, const double* slope, const double* shift, const double* scale,
+        const double* weight)
 
 cdef enum:
     STRIP = 1024        # columns whose accumulators live on the stack
@@ -259,106 +262,21 @@ cdef inline void column_weighted_sums(
         i += 1
 
 
-# The maps of four rows load the coefficients once for all of them. Those of one row go through
-# memory in its order, and may ask for what comes `ahead` elements further on. centre and shift may
-# be NULL, both of them, for 0: coefficients are what costs time here.
-
-
-cdef inline void one_scale_shift(
-    const real* x, real* restrict y, Py_ssize_t n,
-    const real* centre, const real* scale, const real* shift,
-) noexcept nogil:
-    cdef Py_ssize_t j
-    if centre == NULL:
-        for j in range(n):
-            y[j] = x[j] * scale[j]
-        return
-    for j in range(n):
-        y[j] = (x[j] - centre[j]) * scale[j] + shift[j]
-
-
-cdef inline void columns_scale_shift(
-    const real* x, real* y, Py_ssize_t n,
-    const real* centre, const real* scale, const real* shift, Py_ssize_t ahead,
-) noexcept nogil:
-    """y = (x - centre)·scale + shift"""
-    cdef Py_ssize_t j = 0
-    while ahead and j + STEP <= n:
-        prefetch_far(x + j + ahead, STEP * sizeof(real))
-        one_scale_shift(
-            x + j, y + j, STEP, from_column(centre, j), scale + j, from_column(shift, j)
-        )
-        j += STEP
-    one_scale_shift(
-        x + j, y + j, n - j, from_column(centre, j), scale + j, from_column(shift, j)
-    )
-
-
-cdef inline real gradient(
-    real dy, real x, real centre, real slope, real shift, real scale
-) noexcept nogil:
-    return (dy + ((x - centre) * slope + shift)) * scale
-
-
-cdef inline real weighted_gradient(
-    real dy, real x, real weight, real centre, real slope, real shift, real scale
-) noexcept nogil:
-    return (dy * weight + ((x - centre) * slope + shift)) * scale
-
-
-cdef inline void one_row_gradient(
-    const real* dy, const real* x, real* restrict dx, Py_ssize_t n, const real* weight,
+cdef inline void columns_map(
+    RunMap map, bint by_lines, Py_ssize_t rows, const real* dy, Py_ssize_t dy_stride,
+    const real* x, Py_ssize_t stride, real* y, Py_ssize_t y_stride, Py_ssize_t n,
     const real* centre, const real* slope, const real* shift, const real* scale,
+    const real* weight,
 ) noexcept nogil:
-    cdef Py_ssize_t j
-    if centre == NULL:
-        for j in range(n):
-            dx[j] = (dy[j] + x[j] * slope[j]) * scale[j]
-    elif weight == NULL:
-        for j in range(n):
-            dx[j] = gradient(dy[j], x[j], centre[j], slope[j], shift[j], scale[j])
-    else:
-        for j in range(n):
-            dx[j] = weighted_gradient(
-                dy[j], x[j], weight[j], centre[j], slope[j], shift[j], scale[j]
-            )
-
-
-cdef inline void columns_gradient(
-    const real* dy, const real* x, real* dx, Py_ssize_t n, const real* weight,
-    const real* centre, const real* slope, const real* shift, const real* scale,
-    Py_ssize_t ahead,
-) noexcept nogil:
-    """dx = (dy·weight + ((x - centre)·slope + shift))·scale. weight may be NULL, for 1; where there
-    is no centre, there must be none."""
-    cdef Py_ssize_t j = 0
-    while ahead and j + STEP <= n:
-        prefetch_far(dy + j + ahead, STEP * sizeof(real))
-        prefetch_far(x + j + ahead, STEP * sizeof(real))
-        one_row_gradient(
-            dy + j, x + j, dx + j, STEP, from_column(weight, j), from_column(centre, j),
-            slope + j, from_column(shift, j), scale + j,
-        )
-        j += STEP
-    one_row_gradient(
-        dy + j, x + j, dx + j, n - j, from_column(weight, j), from_column(centre, j),
-        slope + j, from_column(shift, j), scale + j,
-    )
-
-
-cdef inline void few_rows(
-    Py_ssize_t rows, bint is_gradient, const real* dy, Py_ssize_t dy_stride, const real* x,
-    Py_ssize_t stride, real* y, Py_ssize_t y_stride, Py_ssize_t n, const real* centre,
-    const real* slope, const real* shift, const real* scale, const real* weight,
-) noexcept nogil:
-    """The same of two or FOUR rows: of x, or of dy and x."""
+    """n columns of some rows, by numbers of their own; vectors begin with lines of y, or with the
+    rows."""
     if real is float:
-        map_few_rows_float(
-            rows, is_gradient, dy, dy_stride, x, stride, y, y_stride, n, centre, slope, shift,
+        map_columns_float(
+            map, by_lines, rows, dy, dy_stride, x, stride, y, y_stride, n, centre, slope, shift,
             scale, weight,
         )
     else:
-        map_few_rows_double(
-            rows, is_gradient, dy, dy_stride, x, stride, y, y_stride, n, centre, slope, shift,
+        map_columns_double(
+            map, by_lines, rows, dy, dy_stride, x, stride, y, y_stride, n, centre, slope, shift,
             scale, weight,
         )

@@ -40,14 +40,11 @@ enum {
 #define FASTNORM_HAS_VECTORS
 typedef FASTNORM_VECTOR_OF(double, 32) fastnorm_four;
 typedef FASTNORM_VECTOR_OF(double, 16) fastnorm_two;
-#define FASTNORM_PRAGMA(text) _Pragma(#text)
-#define FASTNORM_UNROLL_BY(times) FASTNORM_PRAGMA(GCC unroll times)
 #define FASTNORM_UNROLL FASTNORM_UNROLL_BY(32)
 #define FASTNORM_ROLLED _Pragma("GCC unroll 1") /* where code is larger than it is worth */
 #define FASTNORM_INLINE static inline __attribute__((always_inline))
 #else /* vectors of one element, which the compiler may put together */
 #define FASTNORM_VECTOR_OF(real, num_bytes) real
-#define FASTNORM_UNROLL_BY(times)
 #define FASTNORM_UNROLL
 #define FASTNORM_ROLLED
 #define FASTNORM_INLINE static inline

@@ -18,14 +18,16 @@ typedef enum {
 #define FASTNORM_IS_CENTRED(map) ((map) != FASTNORM_SCALE && (map) != FASTNORM_SLOPE)
 #define FASTNORM_IS_GRADIENT(map) ((map) != FASTNORM_SCALE && (map) != FASTNORM_SCALE_SHIFT)
 
-/* Of one element, or of a vector of any type. */
-#define FASTNORM_MAPPED(map, dy, x, m)                                                               \
-    ((map) == FASTNORM_SCALE               ? (x) * (m).scale                                         \
-     : (map) == FASTNORM_SLOPE             ? ((dy) + (x) * (m).slope) * (m).scale                    \
-     : (map) == FASTNORM_GRADIENT          ? ((dy) + FASTNORM_SLOPED(x, m)) * (m).scale              \
-     : (map) == FASTNORM_WEIGHTED_GRADIENT ? ((dy) * (m).weight + FASTNORM_SLOPED(x, m)) * (m).scale \
-                                           : ((x) - (m).centre) * (m).scale + (m).shift)
-#define FASTNORM_SLOPED(x, m) (((x) - (m).centre) * (m).slope + (m).shift)
+/* Of one element, or of a vector of any type. NUMBER(name, ...) is what it is mapped by. */
+#define FASTNORM_MAPPED(map, dy, x, NUMBER, ...)                                                                 \
+    ((map) == FASTNORM_SCALE      ? (x) * NUMBER(scale, __VA_ARGS__)                                             \
+     : (map) == FASTNORM_SLOPE    ? ((dy) + (x) * NUMBER(slope, __VA_ARGS__)) * NUMBER(scale, __VA_ARGS__)       \
+     : (map) == FASTNORM_GRADIENT ? ((dy) + FASTNORM_SLOPED(x, NUMBER, __VA_ARGS__)) * NUMBER(scale, __VA_ARGS__) \
+     : (map) == FASTNORM_WEIGHTED_GRADIENT                                                                       \
+         ? ((dy) * NUMBER(weight, __VA_ARGS__) + FASTNORM_SLOPED(x, NUMBER, __VA_ARGS__)) * NUMBER(scale, __VA_ARGS__) \
+         : ((x) - NUMBER(centre, __VA_ARGS__)) * NUMBER(scale, __VA_ARGS__) + NUMBER(shift, __VA_ARGS__))
+#define FASTNORM_SLOPED(x, NUMBER, ...) \
+    (((x) - NUMBER(centre, __VA_ARGS__)) * NUMBER(slope, __VA_ARGS__) + NUMBER(shift, __VA_ARGS__))
 
 /* Those of a run by numbers alone. */
 #define FASTNORM_MAPS(DO)                 \
@@ -56,7 +58,9 @@ typedef struct {
 FASTNORM_INLINE fastnorm_wide fastnorm_mapped(
     fastnorm_map map, fastnorm_wide dy, fastnorm_wide x, const fastnorm_wide_numbers *m)
 {
-    return FASTNORM_MAPPED(map, dy, x, *m);
+#define NUMBER(name, _) m->name
+    return FASTNORM_MAPPED(map, dy, x, NUMBER, );
+#undef NUMBER
 }
 
 /* From element i on, whose dy and x these are. gamma and beta, either of which may be NULL, are those of FASTNORM_AFFINE

@@ -19,6 +19,8 @@
 #define FASTNORM_PREFETCH(p, level) __builtin_prefetch(p, 0, level)
 /* GCC removes calls of a function that does nothing but ask for memory, as if it did nothing. This it keeps. */
 #define FASTNORM_HAS_EFFECT() __asm__ volatile("")
+#define FASTNORM_PRAGMA(text) _Pragma(#text)
+#define FASTNORM_UNROLL_BY(times) FASTNORM_PRAGMA(GCC unroll times)
 /* Large, and called from several places. */
 #ifdef __clang__
 #define FASTNORM_ONCE static __attribute__((noinline, unused))
@@ -28,6 +30,7 @@
 #else
 #define FASTNORM_PREFETCH(p, level) ((void)(p))
 #define FASTNORM_HAS_EFFECT() ((void)0)
+#define FASTNORM_UNROLL_BY(times)
 #define FASTNORM_ONCE static inline
 #endif
 
@@ -126,6 +129,7 @@ FASTNORM_ONCE void fastnorm_stream(char *to, const char *from, ptrdiff_t num_byt
     if (head) memcpy(to, from, head);
     to += head, from += head, num_bytes -= head;
 #if FASTNORM_CAN_STREAM
+    FASTNORM_UNROLL_BY(4)
     for (; num_bytes >= FASTNORM_LINE; num_bytes -= FASTNORM_LINE) {
         fastnorm_stream_line(to, from);
         to += FASTNORM_LINE, from += FASTNORM_LINE;

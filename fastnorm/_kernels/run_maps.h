@@ -2,35 +2,39 @@
 
 #define vector FASTNORM_NAME(vector)
 #define numbers FASTNORM_NAME(numbers)
-#define vector_numbers FASTNORM_NAME(vector_numbers)
+#define numbers_of_each FASTNORM_NAME(numbers_of_each)
 #define WIDTH ((ptrdiff_t)(sizeof(vector) / sizeof(real)))
 
 typedef struct {
     real centre, slope, shift, scale, weight;
 } numbers;
 
+/* One of each for every element of a run; NULL stands for those that a map does not have. Vectors begin where `lines` has a
+   line, or where the run does if that is NULL. */
 typedef struct {
-    vector centre, slope, shift, scale, weight;
-} vector_numbers;
+    const real *centre, *slope, *shift, *scale, *weight, *lines;
+} numbers_of_each;
 
 /* Elements from the last place before p, or at it, where memory has a whole vector. */
 FASTNORM_INLINE ptrdiff_t FASTNORM_NAME(before)(const real *p) { return (ptrdiff_t)((uintptr_t)p / sizeof(real) % WIDTH); }
 
 #define EACH(k, count) FASTNORM_UNROLL for (k = 0; k < (count); ++k)
 #define AT(type, p, i) (*(type *)((p) + (i)))
-#define MAPPED(type, i) FASTNORM_MAPPED(map, AT(type, dy, i), AT(type, x, i), m)
+#define NUMBER(name, type, i) (each ? AT(type, each->name, i) : (type)(m.name - (type){0}))
+#define MAPPED(type, i) FASTNORM_MAPPED(map, AT(type, dy, i), AT(type, x, i), NUMBER, type, i)
 #define WEIGHTED(type, i) (gamma ? MAPPED(type, i) * AT(type, gamma, i) : MAPPED(type, i))
 #define VALUE(type, i) (beta ? WEIGHTED(type, i) + AT(type, beta, i) : WEIGHTED(type, i))
 
-/* And then times gamma, plus beta, where these are not NULL. A vector that lies in two lines takes twice as long to load
-   or to store, and NumPy's large arrays begin 16 bytes after a line. So all vectors but the first and the last begin
-   where y has a line, or gamma, whose lines are y's if a row is whole lines. Some elements are thus computed twice: as y
-   may be x or dy, a vector is loaded before the one before it is stored. */
+/* By the numbers m, or by those of each element where these are not NULL; and then times gamma, plus beta, where these are
+   not NULL. A vector that lies in two lines takes twice as long to load or to store, and NumPy's large arrays begin 16
+   bytes after a line. So all vectors but the first and the last begin where y has a line, or gamma, whose lines are y's if
+   a row is whole lines. Some elements are thus computed twice: as y may be x or dy, a vector is loaded before the one
+   before it is stored. */
 FASTNORM_INLINE void FASTNORM_NAME(map_run)(
-    fastnorm_map map, const real *dy, const real *x, real *y, ptrdiff_t n, numbers m, const real *gamma,
-    const real *beta)
+    fastnorm_map map, const real *dy, const real *x, real *y, ptrdiff_t n, numbers m, const numbers_of_each *each,
+    const real *gamma, const real *beta)
 {
-    const real *lines = gamma ? gamma : beta ? beta : y;
+    const real *lines = each ? each->lines : gamma ? gamma : beta ? beta : y;
     const ptrdiff_t last = n - WIDTH, stop = last < WIDTH ? 0 : last; /* or else the first and the last are all */
     ptrdiff_t i = 0, next = WIDTH - FASTNORM_NAME(before)(lines);
     vector value, next_value;
@@ -56,6 +60,7 @@ FASTNORM_INLINE void FASTNORM_NAME(map_run)(
 #undef VALUE
 #undef WEIGHTED
 #undef MAPPED
+#undef NUMBER
 
 /* Of some rows, which have numbers of their own, `apart` from those of the row before; one loop for each map. NULL stands
    for those that a map does not have. y_ahead: elements from a row of y to what will be written after these rows, and is
@@ -74,7 +79,7 @@ FASTNORM_ONCE void FASTNORM_NAME(map_rows)(
             if (FASTNORM_IS_GRADIENT(one)) m.slope = slope[k];                                       \
             if (one == FASTNORM_WEIGHTED_GRADIENT) m.weight = weight[k];                             \
             if (y_ahead) fastnorm_prefetch(y + y_ahead, n * sizeof(real));                           \
-            FASTNORM_NAME(map_run)(one, FASTNORM_IS_GRADIENT(one) ? dy : x, x, y, n, m, NULL, NULL); \
+            FASTNORM_NAME(map_run)(one, FASTNORM_IS_GRADIENT(one) ? dy : x, x, y, n, m, NULL, NULL, NULL); \
         }                                                                                            \
     }
     FASTNORM_MAPS(CASE)
@@ -90,7 +95,7 @@ FASTNORM_ONCE void FASTNORM_NAME(affine_rows)(
 #define ROWS(map, gamma, beta)                                   \
     for (; rows > 0; --rows, x += x_step, y += y_step) {         \
         const numbers m = {*centre++, 0, *shift++, *scale++, 0}; \
-        FASTNORM_NAME(map_run)(map, x, x, y, n, m, gamma, beta); \
+        FASTNORM_NAME(map_run)(map, x, x, y, n, m, NULL, gamma, beta); \
     }
     if (!centred) ROWS(FASTNORM_SCALE, gamma, NULL)
     else if (!gamma) ROWS(FASTNORM_SCALE_SHIFT, NULL, beta)
@@ -99,81 +104,24 @@ FASTNORM_ONCE void FASTNORM_NAME(affine_rows)(
 #undef ROWS
 }
 
-/* One vector of a few rows, or one element of each, whose columns have numbers of their own. Nothing is stored before all
-   is loaded: a load waits for a store that is whole pages away, as rows of y and of x often are, as if it were to the same
-   place. */
-#define COLUMN(type, all_numbers, i, to, to_step)                                                     \
-    do {                                                                                              \
-        type values[4], gradients[4];                                                                 \
-        all_numbers m;                                                                                \
-        m.scale = AT(type, scale, i);                                                                 \
-        if (centred) m.centre = AT(type, centre, i), m.shift = AT(type, shift, i);                    \
-        if (is_gradient) m.slope = AT(type, slope, i);                                                \
-        if (map == FASTNORM_WEIGHTED_GRADIENT) m.weight = AT(type, weight, i);                        \
-        EACH(k, rows) values[k] = AT(type, x, k * x_step + i);                                        \
-        EACH(k, rows) gradients[k] = is_gradient ? AT(type, dy, k * dy_step + i) : values[k];         \
-        EACH(k, rows) AT(type, to, k * (to_step)) = FASTNORM_MAPPED(map, gradients[k], values[k], m); \
-    } while (0)
-
-/* At least one vector of each row. Vectors begin where y has whole ones; the first and the last are as in map_run. */
-FASTNORM_INLINE void FASTNORM_NAME(map_rows_of)(
-    const ptrdiff_t rows, const fastnorm_map map, const real *dy, ptrdiff_t dy_step, const real *x, ptrdiff_t x_step,
+/* Of some rows whose columns have numbers of their own; one loop for each map. One row at a time is the order of memory,
+   which processors fetch ahead: beyond L1 that gains more than it costs to load the numbers again for each row. What is
+   streamed from y afterwards takes longer (1.1 times on a Zen 3) if vectors begin with its lines. */
+FASTNORM_ONCE void FASTNORM_NAME(map_columns)(
+    fastnorm_map map, int by_lines, ptrdiff_t rows, const real *dy, ptrdiff_t dy_step, const real *x, ptrdiff_t x_step,
     real *y, ptrdiff_t y_step, ptrdiff_t n, const real *centre, const real *slope, const real *shift, const real *scale,
     const real *weight)
 {
-    const int centred = FASTNORM_IS_CENTRED(map), is_gradient = FASTNORM_IS_GRADIENT(map);
-    const ptrdiff_t last = n - WIDTH, first = WIDTH - FASTNORM_NAME(before)(y);
-    const int from_end = fastnorm_from_end(is_gradient ? dy : x, x, y);
-    const ptrdiff_t step = from_end ? -WIDTH : WIDTH;
-    ptrdiff_t left = last > first ? (last - first + WIDTH - 1) / WIDTH : 0, k;
-    ptrdiff_t i = from_end ? first + (left - 1) * WIDTH : first;
-    vector edges[2][4];
-    COLUMN(vector, vector_numbers, 0, (real *)edges[0], WIDTH);
-    COLUMN(vector, vector_numbers, last, (real *)edges[1], WIDTH);
-    for (; left > 0; --left, i += step) COLUMN(vector, vector_numbers, i, y + i, y_step);
-    for (k = 0; k < rows; ++k) AT(vector, y, k * y_step) = edges[0][k], AT(vector, y, k * y_step + last) = edges[1][k];
-}
-
-/* Less than a vector of one row. */
-FASTNORM_ONCE void FASTNORM_NAME(map_short_row)(
-    fastnorm_map map, const real *dy, const real *x, real *y, ptrdiff_t n, const real *centre, const real *slope,
-    const real *shift, const real *scale, const real *weight)
-{
-    const int centred = FASTNORM_IS_CENTRED(map), is_gradient = FASTNORM_IS_GRADIENT(map);
-    const ptrdiff_t rows = 1, dy_step = 0, x_step = 0;
-    ptrdiff_t i, k;
-    FASTNORM_ROLLED
-    for (i = 0; i < n; ++i) {
-        COLUMN(real, numbers, i, y + i, 0);
-        FASTNORM_HAS_EFFECT();
+    const numbers none = {0, 0, 0, 0, 0};
+#define CASE(_, one)                                                                                            \
+    if (map == one) {                                                                                           \
+        for (; rows > 0; --rows, dy += dy_step, x += x_step, y += y_step) {                                     \
+            const numbers_of_each each = {centre, slope, shift, scale, weight, by_lines ? y : NULL};            \
+            FASTNORM_NAME(map_run)(one, FASTNORM_IS_GRADIENT(one) ? dy : x, x, y, n, none, &each, NULL, NULL); \
+        }                                                                                                       \
     }
-}
-
-#undef COLUMN
-
-/* Of 2 or 4 rows; one loop for each kind. centre and shift are NULL where they are 0, weight where it is 1 (and always
-   4 of them, where vectors are not wide). */
-FASTNORM_ONCE void FASTNORM_NAME(map_few_rows)(
-    ptrdiff_t rows, int is_gradient, const real *dy, ptrdiff_t dy_step, const real *x, ptrdiff_t x_step, real *y,
-    ptrdiff_t y_step, ptrdiff_t n, const real *centre, const real *slope, const real *shift, const real *scale,
-    const real *weight)
-{
-    const fastnorm_map map = !is_gradient ? (centre ? FASTNORM_SCALE_SHIFT : FASTNORM_SCALE)
-                             : !centre    ? FASTNORM_SLOPE
-                             : weight     ? FASTNORM_WEIGHTED_GRADIENT
-                                          : FASTNORM_GRADIENT;
-    if (n < WIDTH) {
-        for (; rows > 0; --rows, dy += dy_step, x += x_step, y += y_step)
-            FASTNORM_NAME(map_short_row)(map, dy, x, y, n, centre, slope, shift, scale, weight);
-        return;
-    }
-#define ROWS(rows, map) \
-    FASTNORM_NAME(map_rows_of)(rows, map, dy, dy_step, x, x_step, y, y_step, n, centre, slope, shift, scale, weight)
-#define CASE(_, one) \
-    if (map == one) !FASTNORM_HAS_WIDE_VECTORS || rows == 4 ? ROWS(4, one) : ROWS(2, one);
     FASTNORM_MAPS(CASE)
 #undef CASE
-#undef ROWS
 }
 
 /* What the rows' numbers are, FASTNORM_MAX_GROUP apart, in m, once: in the loop each would be loaded for every vector, since
@@ -188,7 +136,7 @@ FASTNORM_ONCE void FASTNORM_NAME(map_few_rows)(
        dgamma += dy·x̂,  dbeta += dy        and   x̂ = (x - centre)·rstd + shift
 
    The rows are added one after another, but their sums are loaded and stored once, and all is loaded before anything is
-   stored, as in COLUMN. Not centred: x̂ = x·rstd, mean_h is 0, and there is no dbeta. */
+   stored. Not centred: x̂ = x·rstd, mean_h is 0, and there is no dbeta. */
 #define GRADIENTS(type, i, to, to_step)                                 \
     do {                                                                \
         type a = AT(type, dgamma, i), b, h[4], x_hat[4];                \
@@ -301,6 +249,6 @@ FASTNORM_ONCE void FASTNORM_NAME(row_gradients)(
 #undef AT
 #undef EACH
 #undef WIDTH
-#undef vector_numbers
+#undef numbers_of_each
 #undef numbers
 #undef vector
