@@ -42,6 +42,7 @@ LARGE = [
     (BATCH_NORM, Case("300x1031", (300, 1031))),
     (BATCH_NORM, Case("channels-first 8x67x39x39", (8, 67, 39, 39))),
     (BATCH_NORM, Case("channels-first 129x67x7x7", (129, 67, 7, 7))),
+    (BATCH_NORM, Case("channels-first 129x67x4x4", (129, 67, 4, 4))),
     (BATCH_NORM, Case("channels-last 8x39x39x67", (8, 39, 39, 67), {"axis": -1})),
     # Maps that take several runs, of 4 MiB, the last of them first.
     (BATCH_NORM, Case("channels-last 5x83x83x67", (5, 83, 83, 67), {"axis": -1})),

@@ -5,7 +5,7 @@ from fastnorm._kernels.arrays cimport itemsize_of, real
 from fastnorm._kernels.channels_task cimport CENTRED_SUMS, GRADIENT_SUMS, INVERSE, MAX_TILE
 from fastnorm._kernels.channels_task cimport MOMENTS, PIECE, SCALE, SCALE_SHIFT, SHIFT, SLOPE
 from fastnorm._kernels.channels_task cimport SQUARES, WEIGHTED_GRADIENT, Block, Channels
-from fastnorm._kernels.memory cimport IN_CACHE, PAST_CACHE, Writer, flush, open_writer
+from fastnorm._kernels.memory cimport IN_CACHE, PAST_CACHE, RUN_BYTES, Writer, flush, open_writer
 from fastnorm._kernels.memory cimport place_stored
 from fastnorm._kernels.moments cimport Moments, merge_centred, merge_chunk, no_moments
 from fastnorm._kernels.operands cimport SCRATCH_ROWS, load_block, result_block, store_block
@@ -196,23 +196,26 @@ cdef inline void map_runs(
 
 
 cdef inline void map_placed(
-    Channels* t, const real* x, const real* source, real* y, Py_ssize_t n, Py_ssize_t channel,
-    Py_ssize_t next_plane, Writer* writer,
+    Channels* t, Py_ssize_t channels, const real* x, Py_ssize_t x_stride, const real* source,
+    Py_ssize_t stride, real* y, Py_ssize_t n, Py_ssize_t channel, Py_ssize_t next_plane,
+    Writer* writer,
 ) noexcept nogil:
-    """n elements of one channel, by pieces that the writer takes."""
-    cdef Py_ssize_t length, size = itemsize_of(t.stored)
+    """n elements of one channel, by pieces that the writer takes; or of several, which it takes as
+    one, and which lie side by side in y."""
+    cdef Py_ssize_t length, run, size = itemsize_of(t.stored)
     cdef real* target
     while n > 0:
-        length = n
+        length = channels * n
         target = <real*> place_stored(writer, <char*> y, size, &length)
         ask(source, t.stored, length, t.ahead)
         if t.map != SCALE_SHIFT:
             ask(x, t.stored, length, t.ahead)
-        map_runs(t, 1, x, 0, source, 0, target, 0, length, channel, next_plane)
-        source = element(source, t.stored, length)
-        x = element(x, t.stored, length)
-        y = <real*> element(y, t.stored, length)
-        n -= length
+        run = length // channels
+        map_runs(t, channels, x, x_stride, source, stride, target, n, run, channel, next_plane)
+        source = element(source, t.stored, run)
+        x = element(x, t.stored, run)
+        y = <real*> element(y, t.stored, run)
+        n -= run
 
 
 cdef inline void map_block_of_planes(
@@ -224,7 +227,7 @@ cdef inline void map_block_of_planes(
     far away, and a store reads the line that it writes to: next_plane says how far, or 0."""
     cdef Py_ssize_t index = t.base + (sample * t.c + channel) * t.s + start
     cdef Py_ssize_t source_index = t.origin + sample * t.plane_step + channel * t.s + start
-    cdef Py_ssize_t x_stride = 0, stride, y_stride, k
+    cdef Py_ssize_t x_stride = 0, stride, y_stride, at_once, k = 0
     cdef const real* x = NULL
     cdef const real* source = load_block(
         t.source, source_index, t.s, channels, n, source_scratch, &stride
@@ -235,11 +238,15 @@ cdef inline void map_block_of_planes(
     if t.route == IN_CACHE:
         map_runs(t, channels, x, x_stride, source, stride, y, y_stride, n, channel, next_plane)
     else:
-        for k in range(channels):
+        at_once = max(<Py_ssize_t> RUN_BYTES // (n * itemsize_of(t.stored)), <Py_ssize_t> 1)
+        at_once = at_once if y_stride == n else 1
+        while k < channels:
             map_placed(
-                t, element(x, t.stored, k * x_stride), element(source, t.stored, k * stride),
+                t, min(at_once, channels - k), element(x, t.stored, k * x_stride), x_stride,
+                element(source, t.stored, k * stride), stride,
                 <real*> element(y, t.stored, k * y_stride), n, channel + k, next_plane, writer,
             )
+            k += at_once
     store_block(t.y, index, t.s, channels, n, y, y_stride, writer)
 
 

@@ -1,7 +1,7 @@
 """Primitives over a strip of columns of a row-major matrix: one accumulator, one coefficient a
 column.
 
-The columns are the vector; rows are taken eight (four, two) at a time, so that the accumulators are
+The columns are the vector; sums take eight rows (or four) at a time, so that the accumulators are
 loaded and stored once for all of them. Eight rows are added up among themselves first: a short
 sum, see `add_centred_sums` in rows.pxd. The order of the additions is the same for any width of
 vectors.
