@@ -12,14 +12,10 @@ from fastnorm._kernels.columns cimport EIGHT, FLUSH, FOUR, STRIP, column_centred
 from fastnorm._kernels.columns cimport column_gradient_sums, column_squares, column_sums
 from fastnorm._kernels.columns cimport columns_map, from_column
 from fastnorm._kernels.memory cimport IN_CACHE, PAST_CACHE, Writer, flush, open_writer, place
-from fastnorm._kernels.memory cimport place_stored, prefetch_far
+from fastnorm._kernels.memory cimport place_stored
 from fastnorm._kernels.operands cimport Operand, load_block, load_rows, padded, result_block
 from fastnorm._kernels.operands cimport store_block
 from fastnorm._kernels.rows cimport ask, element, is_sixteen
-
-cdef enum:
-    AT_ONCE = 512               # bytes of a row that the map asks for: more wait for each other
-
 
 cdef inline void merge_columns(
     double* mean, double* m2, Py_ssize_t n, Py_ssize_t count, Py_ssize_t more,
@@ -227,7 +223,7 @@ cdef inline void map_block(
     columns_map(
         map_of(t), t.route != PAST_CACHE, rows, source, stride, x, x_stride, y, y_stride, n,
         numbers + CENTRE * t.width, numbers + SLOPE * t.width, numbers + SHIFT * t.width,
-        numbers + scale * t.width, numbers + SCALE * t.width,
+        numbers + scale * t.width, numbers + SCALE * t.width, t.ahead,
     )
 
 
@@ -235,34 +231,24 @@ cdef inline void map_row(
     Channels* t, const real* x, const real* source, real* y, Py_ssize_t column, Py_ssize_t n,
     Writer* writer,
 ) noexcept nogil:
-    """n columns of a row, a few lines at a time where memory is asked for before they are mapped.
-    Loops take 1.3 times as long if they ask in passing."""
-    cdef Py_ssize_t i = 0, placed, length
-    cdef Py_ssize_t at_once = AT_ONCE // <Py_ssize_t> sizeof(real) if t.ahead else n
+    """n columns of a row."""
+    cdef Py_ssize_t i = 0, length
     cdef real* target
     while i < n:
-        placed = n - i
-        target = place(writer, y + i, &placed)
-        while placed > 0:
-            length = min(placed, at_once)
-            if t.ahead:
-                prefetch_far(source + i + t.ahead, length * sizeof(real))
-                if t.map != SCALE_SHIFT:
-                    prefetch_far(x + i + t.ahead, length * sizeof(real))
-            map_block(
-                t, <Py_ssize_t> 1, x + i, <Py_ssize_t> 0, source + i, <Py_ssize_t> 0, target,
-                <Py_ssize_t> 0, column + i, length,
-            )
-            target += length
-            i += length
-            placed -= length
+        length = n - i
+        target = place(writer, y + i, &length)
+        map_block(
+            t, <Py_ssize_t> 1, x + i, <Py_ssize_t> 0, source + i, <Py_ssize_t> 0, target,
+            <Py_ssize_t> 0, column + i, length,
+        )
+        i += length
 
 
 cdef inline void map_stored_row(
     Channels* t, const real* x, const real* source, real* y, Py_ssize_t column, Py_ssize_t n,
     Writer* writer,
 ) noexcept nogil:
-    """The same of 16 bits, of which a call takes as long as the elements of a few lines."""
+    """The same of 16 bits."""
     cdef Py_ssize_t i = 0, length, size = itemsize_of(t.stored)
     cdef void* target
     while i < n:

@@ -16,12 +16,12 @@ cdef extern from "maps.h" nogil:
         RunMap map, bint by_lines, Py_ssize_t rows, const float* dy, Py_ssize_t dy_step,
         const float* x, Py_ssize_t x_step, float* y, Py_ssize_t y_step, Py_ssize_t n,
         const float* centre, const float* slope, const float* shift, const float* scale,
-        const float* weight)
+        const float* weight, Py_ssize_t ahead)
     void map_columns_double "fastnorm_map_columns_double"(
         RunMap map, bint by_lines, Py_ssize_t rows, const double* dy, Py_ssize_t dy_step,
         const double* x, Py_ssize_t x_step, double* y, Py_ssize_t y_step, Py_ssize_t n,
         const double* centre, const double* slope, const double* shift, const double* scale,
-        const double* weight)
+        const double* weight, Py_ssize_t ahead)
 
 cdef enum:
     STRIP = 1024        # columns whose accumulators live on the stack
@@ -266,17 +266,17 @@ cdef inline void columns_map(
     RunMap map, bint by_lines, Py_ssize_t rows, const real* dy, Py_ssize_t dy_stride,
     const real* x, Py_ssize_t stride, real* y, Py_ssize_t y_stride, Py_ssize_t n,
     const real* centre, const real* slope, const real* shift, const real* scale,
-    const real* weight,
+    const real* weight, Py_ssize_t ahead,
 ) noexcept nogil:
     """n columns of some rows, by numbers of their own; vectors begin with lines of y, or with the
     rows."""
     if real is float:
         map_columns_float(
             map, by_lines, rows, dy, dy_stride, x, stride, y, y_stride, n, centre, slope, shift,
-            scale, weight,
+            scale, weight, ahead,
         )
     else:
         map_columns_double(
             map, by_lines, rows, dy, dy_stride, x, stride, y, y_stride, n, centre, slope, shift,
-            scale, weight,
+            scale, weight, ahead,
         )

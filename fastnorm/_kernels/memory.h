@@ -13,7 +13,8 @@
 #define FASTNORM_CAN_STREAM 0
 #endif
 
-#define FASTNORM_LINE 64 /* bytes in a cache line */
+#define FASTNORM_LINE 64   /* bytes in a cache line */
+#define FASTNORM_ASKED 512 /* of a row that maps of columns ask for at a time: more wait for each other */
 
 #if defined(__GNUC__) || defined(__clang__)
 #define FASTNORM_PREFETCH(p, level) __builtin_prefetch(p, 0, level)

@@ -106,19 +106,30 @@ FASTNORM_ONCE void FASTNORM_NAME(affine_rows)(
 
 /* Of some rows whose columns have numbers of their own; one loop for each map. One row at a time is the order of memory,
    which processors fetch ahead: beyond L1 that gains more than it costs to load the numbers again for each row. What is
-   streamed from y afterwards takes longer (1.1 times on a Zen 3) if vectors begin with its lines. */
+   streamed from y afterwards takes longer (1.1 times on a Zen 3) if vectors begin with its lines. What comes `ahead`
+   elements later is asked for, if that is not 0, a few lines at a time before they are mapped: loops take 1.3 times as long
+   if they ask in passing. */
 FASTNORM_ONCE void FASTNORM_NAME(map_columns)(
     fastnorm_map map, int by_lines, ptrdiff_t rows, const real *dy, ptrdiff_t dy_step, const real *x, ptrdiff_t x_step,
     real *y, ptrdiff_t y_step, ptrdiff_t n, const real *centre, const real *slope, const real *shift, const real *scale,
-    const real *weight)
+    const real *weight, ptrdiff_t ahead)
 {
     const numbers none = {0, 0, 0, 0, 0};
-#define CASE(_, one)                                                                                            \
-    if (map == one) {                                                                                           \
-        for (; rows > 0; --rows, dy += dy_step, x += x_step, y += y_step) {                                     \
-            const numbers_of_each each = {centre, slope, shift, scale, weight, by_lines ? y : NULL};            \
-            FASTNORM_NAME(map_run)(one, FASTNORM_IS_GRADIENT(one) ? dy : x, x, y, n, none, &each, NULL, NULL); \
-        }                                                                                                       \
+    const ptrdiff_t at_once = ahead ? FASTNORM_ASKED / (ptrdiff_t)sizeof(real) : n;
+    ptrdiff_t i;
+#define CASE(_, one)                                                                                             \
+    if (map == one) {                                                                                            \
+        for (; rows > 0; --rows, dy += dy_step, x += x_step, y += y_step) {                                      \
+            for (i = 0; i < n; i += at_once) {                                                                   \
+                const ptrdiff_t some = n - i < at_once ? n - i : at_once;                                        \
+                const numbers_of_each each = {                                                                   \
+                    centre + i, slope + i, shift + i, scale + i, weight + i, by_lines ? y + i : NULL};           \
+                const real *source = FASTNORM_IS_GRADIENT(one) ? dy + i : x + i;                                 \
+                if (ahead) fastnorm_prefetch_far(x + i + ahead, some * sizeof(real));                            \
+                if (ahead && FASTNORM_IS_GRADIENT(one)) fastnorm_prefetch_far(source + ahead, some * sizeof(real)); \
+                FASTNORM_NAME(map_run)(one, source, x + i, y + i, some, none, &each, NULL, NULL);                \
+            }                                                                                                    \
+        }                                                                                                        \
     }
     FASTNORM_MAPS(CASE)
 #undef CASE
