@@ -269,6 +269,13 @@ cdef inline void map_block(void* task, Py_ssize_t index) noexcept nogil:
     map_tile(t, block_at(t, grid, index % grid.ranges, tile))
 
 
+cdef inline const char* vectors_begin(Channels* t) noexcept nogil:
+    """Where the coefficients of columns have lines, if they are `apart_from` this: where vectors
+    begin in map_columns, with lines of y, or with the rows."""
+    cdef bint by_lines = t.direct and t.stored == t.dtype and t.route != PAST_CACHE
+    return t.y.data if by_lines else NULL
+
+
 cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
     """All phases over all channels. False where there was no memory, and then nothing is done."""
     cdef Channels* mapped = mapped_view(t)
@@ -305,10 +312,7 @@ cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
     mapped.scratch = t.scratch
     t.first = mapped.first = <double*> memory
     t.second = mapped.second = <double*> (memory + partials)
-    # Columns' have lines where vectors begin: where y has them, or rows do (map_columns).
-    t.coefficients = mapped.coefficients = apart_from(
-        NULL if t.route == PAST_CACHE else t.y.data, memory + 2 * partials
-    )
+    t.coefficients = mapped.coefficients = apart_from(vectors_begin(t), memory + 2 * partials)
     mapped.route, mapped.ahead = t.route, t.ahead
     if t.whole_tiles:
         parallel_for(whole_block, t, t.batch * t.grid.tiles, team)

@@ -146,8 +146,9 @@ FASTNORM_ONCE void FASTNORM_NAME(map_columns)(
        dx = rstd·(h - mean_h - x̂·mean_hx)  with  h = dy·gamma,
        dgamma += dy·x̂,  dbeta += dy        and   x̂ = (x - centre)·rstd + shift
 
-   The rows are added one after another, but their sums are loaded and stored once, and all is loaded before anything is
-   stored. Not centred: x̂ = x·rstd, mean_h is 0, and there is no dbeta. */
+   The rows are added one after another, but their sums are loaded and stored once. All is loaded before anything is stored: a
+   load waits for a store that is whole pages away, as rows of dx and of x often are, as if it were to the same place. Not
+   centred: x̂ = x·rstd, mean_h is 0, and there is no dbeta. */
 #define GRADIENTS(type, i, to, to_step)                                 \
     do {                                                                \
         type a = AT(type, dgamma, i), b, h[4], x_hat[4];                \
