@@ -19,11 +19,11 @@ typedef enum {
 #define FASTNORM_IS_GRADIENT(map) ((map) != FASTNORM_SCALE && (map) != FASTNORM_SCALE_SHIFT)
 
 /* Of one element, or of a vector of any type. NUMBER(name, ...) is what it is mapped by. */
-#define FASTNORM_MAPPED(map, dy, x, NUMBER, ...)                                                                 \
-    ((map) == FASTNORM_SCALE      ? (x) * NUMBER(scale, __VA_ARGS__)                                             \
-     : (map) == FASTNORM_SLOPE    ? ((dy) + (x) * NUMBER(slope, __VA_ARGS__)) * NUMBER(scale, __VA_ARGS__)       \
-     : (map) == FASTNORM_GRADIENT ? ((dy) + FASTNORM_SLOPED(x, NUMBER, __VA_ARGS__)) * NUMBER(scale, __VA_ARGS__) \
-     : (map) == FASTNORM_WEIGHTED_GRADIENT                                                                       \
+#define FASTNORM_MAPPED(map, dy, x, NUMBER, ...)                                                                       \
+    ((map) == FASTNORM_SCALE      ? (x) * NUMBER(scale, __VA_ARGS__)                                                   \
+     : (map) == FASTNORM_SLOPE    ? ((dy) + (x) * NUMBER(slope, __VA_ARGS__)) * NUMBER(scale, __VA_ARGS__)             \
+     : (map) == FASTNORM_GRADIENT ? ((dy) + FASTNORM_SLOPED(x, NUMBER, __VA_ARGS__)) * NUMBER(scale, __VA_ARGS__)      \
+     : (map) == FASTNORM_WEIGHTED_GRADIENT                                                                             \
          ? ((dy) * NUMBER(weight, __VA_ARGS__) + FASTNORM_SLOPED(x, NUMBER, __VA_ARGS__)) * NUMBER(scale, __VA_ARGS__) \
          : ((x) - NUMBER(centre, __VA_ARGS__)) * NUMBER(scale, __VA_ARGS__) + NUMBER(shift, __VA_ARGS__))
 #define FASTNORM_SLOPED(x, NUMBER, ...) \

@@ -9,8 +9,8 @@ typedef struct {
     real centre, slope, shift, scale, weight;
 } numbers;
 
-/* One of each for every element of a run; NULL stands for those that a map does not have. Vectors begin where `lines` has a
-   line, or where the run does if that is NULL. */
+/* One of each for every element of a run; those that a map does not have are not read. Vectors begin where `lines` has a line,
+   or where the run does if that is NULL. */
 typedef struct {
     const real *centre, *slope, *shift, *scale, *weight, *lines;
 } numbers_of_each;
@@ -71,16 +71,16 @@ FASTNORM_ONCE void FASTNORM_NAME(map_rows)(
     const real *weight, ptrdiff_t apart, ptrdiff_t y_ahead)
 {
     ptrdiff_t k;
-#define CASE(_, one)                                                                                 \
-    if (map == one) {                                                                                \
-        for (k = 0; rows > 0; --rows, dy += dy_step, x += x_step, y += y_step, k += apart) {         \
-            numbers m = {0, 0, 0, scale[k], 0};                                                      \
-            if (FASTNORM_IS_CENTRED(one)) m.centre = centre[k], m.shift = shift[k];                  \
-            if (FASTNORM_IS_GRADIENT(one)) m.slope = slope[k];                                       \
-            if (one == FASTNORM_WEIGHTED_GRADIENT) m.weight = weight[k];                             \
-            if (y_ahead) fastnorm_prefetch(y + y_ahead, n * sizeof(real));                           \
+#define CASE(_, one)                                                                                       \
+    if (map == one) {                                                                                      \
+        for (k = 0; rows > 0; --rows, dy += dy_step, x += x_step, y += y_step, k += apart) {               \
+            numbers m = {0, 0, 0, scale[k], 0};                                                            \
+            if (FASTNORM_IS_CENTRED(one)) m.centre = centre[k], m.shift = shift[k];                        \
+            if (FASTNORM_IS_GRADIENT(one)) m.slope = slope[k];                                             \
+            if (one == FASTNORM_WEIGHTED_GRADIENT) m.weight = weight[k];                                   \
+            if (y_ahead) fastnorm_prefetch(y + y_ahead, n * sizeof(real));                                 \
             FASTNORM_NAME(map_run)(one, FASTNORM_IS_GRADIENT(one) ? dy : x, x, y, n, m, NULL, NULL, NULL); \
-        }                                                                                            \
+        }                                                                                                  \
     }
     FASTNORM_MAPS(CASE)
 #undef CASE
@@ -92,9 +92,9 @@ FASTNORM_ONCE void FASTNORM_NAME(affine_rows)(
     ptrdiff_t rows, const real *x, ptrdiff_t x_step, real *y, ptrdiff_t y_step, ptrdiff_t n, int centred,
     const real *centre, const real *scale, const real *shift, const real *gamma, const real *beta)
 {
-#define ROWS(map, gamma, beta)                                   \
-    for (; rows > 0; --rows, x += x_step, y += y_step) {         \
-        const numbers m = {*centre++, 0, *shift++, *scale++, 0}; \
+#define ROWS(map, gamma, beta)                                         \
+    for (; rows > 0; --rows, x += x_step, y += y_step) {               \
+        const numbers m = {*centre++, 0, *shift++, *scale++, 0};       \
         FASTNORM_NAME(map_run)(map, x, x, y, n, m, NULL, gamma, beta); \
     }
     if (!centred) ROWS(FASTNORM_SCALE, gamma, NULL)
@@ -117,19 +117,19 @@ FASTNORM_ONCE void FASTNORM_NAME(map_columns)(
     const numbers none = {0, 0, 0, 0, 0};
     const ptrdiff_t at_once = ahead ? FASTNORM_ASKED / (ptrdiff_t)sizeof(real) : n;
     ptrdiff_t i;
-#define CASE(_, one)                                                                                             \
-    if (map == one) {                                                                                            \
-        for (; rows > 0; --rows, dy += dy_step, x += x_step, y += y_step) {                                      \
-            for (i = 0; i < n; i += at_once) {                                                                   \
-                const ptrdiff_t some = n - i < at_once ? n - i : at_once;                                        \
-                const numbers_of_each each = {                                                                   \
-                    centre + i, slope + i, shift + i, scale + i, weight + i, by_lines ? y + i : NULL};           \
-                const real *source = FASTNORM_IS_GRADIENT(one) ? dy + i : x + i;                                 \
-                if (ahead) fastnorm_prefetch_far(x + i + ahead, some * sizeof(real));                            \
+#define CASE(_, one)                                                                                                \
+    if (map == one) {                                                                                               \
+        for (; rows > 0; --rows, dy += dy_step, x += x_step, y += y_step) {                                         \
+            for (i = 0; i < n; i += at_once) {                                                                      \
+                const ptrdiff_t some = n - i < at_once ? n - i : at_once;                                           \
+                const numbers_of_each each = {                                                                      \
+                    centre + i, slope + i, shift + i, scale + i, weight + i, by_lines ? y + i : NULL};              \
+                const real *source = FASTNORM_IS_GRADIENT(one) ? dy + i : x + i;                                    \
+                if (ahead) fastnorm_prefetch_far(x + i + ahead, some * sizeof(real));                               \
                 if (ahead && FASTNORM_IS_GRADIENT(one)) fastnorm_prefetch_far(source + ahead, some * sizeof(real)); \
-                FASTNORM_NAME(map_run)(one, source, x + i, y + i, some, none, &each, NULL, NULL);                \
-            }                                                                                                    \
-        }                                                                                                        \
+                FASTNORM_NAME(map_run)(one, source, x + i, y + i, some, none, &each, NULL, NULL);                   \
+            }                                                                                                       \
+        }                                                                                                           \
     }
     FASTNORM_MAPS(CASE)
 #undef CASE
