@@ -20,7 +20,7 @@ from fastnorm._kernels.arrays cimport NONE
 from fastnorm._kernels.channels_task cimport CENTRE, FEW, GRADIENT, GRADIENT_SUMS, INVERSE
 from fastnorm._kernels.channels_task cimport MOMENTS, NO_MAP, NO_REDUCTION, SCALE, SCALE_SHIFT
 from fastnorm._kernels.channels_task cimport SHIFT, SLOPE, Channels, Operands, high_parts
-from fastnorm._kernels.channels_task cimport rescue_channel, set_all, set_coefficients
+from fastnorm._kernels.channels_task cimport rescue_channel, set_coefficients
 from fastnorm._kernels.channels_task cimport use_operands
 from fastnorm._kernels.engine cimport load, plan, run_channels, set_operands, store
 from fastnorm._kernels.moments cimport is_usable, reciprocal_std
@@ -224,9 +224,7 @@ cdef void finish_frozen_backward(
     cdef double left_over[FEW]
     cdef double scale[FEW]
     finish_gradients(t, channel, n, sum_dy, sum_products, left_over, scale)
-    set_all(t, CENTRE, channel, n, 0)
     set_coefficients(t, SCALE, channel, n, scale)
-    set_all(t, SHIFT, channel, n, -0.0)  # adding it changes nothing, not even a zero's sign
 
 
 cdef int run_batch_norm(BatchNorm* norm, str function, int num_threads) except -1:

@@ -29,7 +29,7 @@ from fastnorm._kernels.channels_task cimport Grid, Tile, at_sample, block_at, is
 from fastnorm._kernels.channels_task cimport mapped_view, plan_whole_tiles, range_count
 from fastnorm._kernels.channels_task cimport range_width, read_tile, widen_tiles
 from fastnorm._kernels.columns cimport STRIP
-from fastnorm._kernels.memory cimport IN_CACHE, PAGE, PAST_CACHE, apart_from, bytes_ahead
+from fastnorm._kernels.memory cimport IN_CACHE, PAGE, apart_from, bytes_ahead
 from fastnorm._kernels.memory cimport choose_route, last_first
 from fastnorm._kernels.operands cimport BLOCK, Scratch, nth, of_this_thread, release, reserve
 from fastnorm._pool cimport parallel_for
@@ -270,10 +270,8 @@ cdef inline void map_block(void* task, Py_ssize_t index) noexcept nogil:
 
 
 cdef inline const char* vectors_begin(Channels* t) noexcept nogil:
-    """Where the coefficients of columns have lines, if they are `apart_from` this: where vectors
-    begin in map_columns, with lines of y, or with the rows."""
-    cdef bint by_lines = t.direct and t.stored == t.dtype and t.route != PAST_CACHE
-    return t.y.data if by_lines else NULL
+    """Where the coefficients of columns have lines, if they are `apart_from` this."""
+    return t.y.data if t.direct and t.stored == t.dtype else NULL
 
 
 cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
@@ -284,7 +282,7 @@ cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
     cdef int team = threads_for(num_bytes, num_threads)
     cdef char* memory
     cdef int operands = 3 if t.dy != NULL else 2
-    t.route = choose_route(num_bytes, operands, team, t.planes)
+    t.route = choose_route(num_bytes, operands, team, t.planes and t.n > 1)
     if t.conclude != NULL or t.mapped != NULL:
         plan_whole_tiles(t, team)
     elif not t.planes and t.route == IN_CACHE:
@@ -302,7 +300,7 @@ cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
     if t.reduction == NO_REDUCTION:
         partials = 0
     memory = <char*> malloc(
-        2 * partials + t.batch * COEFFICIENTS * mapped.width * itemsize_of(t.dtype) + PAGE
+        2 * partials + t.batch * COEFFICIENTS * mapped.apart * itemsize_of(t.dtype) + PAGE
     )
     if memory == NULL:
         return False

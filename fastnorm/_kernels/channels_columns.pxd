@@ -7,11 +7,11 @@ from fastnorm._kernels cimport sixteen
 from fastnorm._kernels.arrays cimport FLOAT16, itemsize_of, real
 from fastnorm._kernels.channels_task cimport CENTRE, CENTRED_SUMS, GRADIENT, GRADIENT_SUMS, INVERSE
 from fastnorm._kernels.channels_task cimport MOMENTS, SCALE, SCALE_SHIFT, SHIFT, SLOPE, SQUARES
-from fastnorm._kernels.channels_task cimport WEIGHTED_GRADIENT, Block, Channels, Coefficient
+from fastnorm._kernels.channels_task cimport Block, Channels, run_map, run_scale
 from fastnorm._kernels.columns cimport EIGHT, FLUSH, FOUR, STRIP, column_centred_sums
 from fastnorm._kernels.columns cimport column_gradient_sums, column_squares, column_sums
 from fastnorm._kernels.columns cimport columns_map, from_column
-from fastnorm._kernels.memory cimport IN_CACHE, PAST_CACHE, Writer, flush, open_writer, place
+from fastnorm._kernels.memory cimport IN_CACHE, Writer, first_run, flush, open_writer, place
 from fastnorm._kernels.memory cimport place_stored
 from fastnorm._kernels.operands cimport Operand, load_block, load_rows, padded, result_block
 from fastnorm._kernels.operands cimport store_block
@@ -65,7 +65,7 @@ cdef inline void add_stored(
     if t.reduction == GRADIENT_SUMS:
         sixteen.column_gradient_sums(
             is_half, rows_at(t, t.dy, index), rows_at(t, t.x, index), rows, n,
-            coefficients if t.centred else NULL, coefficients + INVERSE * t.width, sums, others,
+            coefficients if t.centred else NULL, coefficients + INVERSE * t.apart, sums, others,
             ahead,
         )
     else:
@@ -96,7 +96,7 @@ cdef inline void add_block(
         dy = load_rows(t.dy, index, t.width, rows, n, next_rows, dy_scratch, &dy_stride)
         column_gradient_sums(
             dy, dy_stride, x, x_stride, rows, n, coefficients if t.centred else NULL,
-            coefficients + INVERSE * t.width, sums, others, ahead,
+            coefficients + INVERSE * t.apart, sums, others, ahead,
         )
     elif t.reduction == SQUARES:
         column_squares(x, x_stride, rows, n, others, ahead)
@@ -193,55 +193,38 @@ cdef inline void map_stored(
     a.data, a.stride = <const uint16_t*> x, t.width
     b.data, b.stride = <const uint16_t*> dy, t.width
     m.centre = NULL if t.linear else coefficients
-    m.shift = NULL if t.linear else coefficients + SHIFT * t.width
-    m.slope, m.scale = coefficients + SLOPE * t.width, coefficients + SCALE * t.width
+    m.shift = NULL if t.linear else coefficients + SHIFT * t.apart
+    m.slope, m.scale = coefficients + SLOPE * t.apart, coefficients + SCALE * t.apart
     m.weight = NULL
     if t.map == SCALE_SHIFT:
         a = b
     elif t.map != GRADIENT:
-        m.weight, m.scale = m.scale, coefficients + INVERSE * t.width
+        m.weight, m.scale = m.scale, coefficients + INVERSE * t.apart
     sixteen.column_map(
         t.stored == FLOAT16, t.map != SCALE_SHIFT, b, a, <uint16_t*> y, y_stride, rows, n, m
     )
 
 
-cdef inline sixteen.RunMap map_of(Channels* t) noexcept nogil:
-    if t.map == SCALE_SHIFT:
-        return sixteen.SCALE if t.linear else sixteen.SCALE_SHIFT
-    if t.linear:
-        return sixteen.SLOPE
-    return sixteen.GRADIENT if t.map == GRADIENT else sixteen.WEIGHTED_GRADIENT
-
-
-cdef inline void map_block(
-    Channels* t, Py_ssize_t rows, const real* x, Py_ssize_t x_stride, const real* source,
-    Py_ssize_t stride, real* y, Py_ssize_t y_stride, Py_ssize_t column, Py_ssize_t n,
-) noexcept nogil:
-    """n columns of some rows, written to y. source: of the gradient, dy."""
-    cdef const real* numbers = <const real*> t.coefficients + column
-    cdef Coefficient scale = INVERSE if t.map == WEIGHTED_GRADIENT else SCALE
-    columns_map(
-        map_of(t), t.route != PAST_CACHE, rows, source, stride, x, x_stride, y, y_stride, n,
-        numbers + CENTRE * t.width, numbers + SLOPE * t.width, numbers + SHIFT * t.width,
-        numbers + scale * t.width, numbers + SCALE * t.width, t.ahead,
-    )
-
-
-cdef inline void map_row(
-    Channels* t, const real* x, const real* source, real* y, Py_ssize_t column, Py_ssize_t n,
+cdef inline void map_run(
+    Channels* t, const real* x, const real* source, real* y, Py_ssize_t n, Py_ssize_t column,
     Writer* writer,
 ) noexcept nogil:
-    """n columns of a row."""
-    cdef Py_ssize_t i = 0, length
+    """n elements of rows that follow upon one another, from this column on. source: of the
+    gradient, dy."""
+    cdef const real* numbers = <const real*> t.coefficients
+    cdef const real* scale = numbers + run_scale(t) * t.apart
+    cdef Py_ssize_t i = 0, length = first_run(writer, <char*> y, sizeof(real), n)
     cdef real* target
     while i < n:
-        length = n - i
         target = place(writer, y + i, &length)
-        map_block(
-            t, <Py_ssize_t> 1, x + i, <Py_ssize_t> 0, source + i, <Py_ssize_t> 0, target,
-            <Py_ssize_t> 0, column + i, length,
+        columns_map(
+            run_map(t), source + i, x + i, target, length, column, t.width,
+            numbers + CENTRE * t.apart, numbers + SLOPE * t.apart, numbers + SHIFT * t.apart,
+            scale, numbers + SCALE * t.apart, t.ahead,
         )
         i += length
+        column = (column + length) % t.width
+        length = n - i
 
 
 cdef inline void map_stored_row(
@@ -268,9 +251,9 @@ cdef inline void map_rows(
     Channels* t, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t column, Py_ssize_t n,
     real* x_scratch, real* source_scratch, real* y_scratch, Writer* writer,
 ) noexcept nogil:
-    """n columns of some rows, in cache, or else of one."""
+    """n columns of some rows; of 16 bits, of FOUR in cache or else of one."""
     cdef Py_ssize_t index = t.base + row * t.width + column
-    cdef Py_ssize_t x_stride, stride, y_stride
+    cdef Py_ssize_t x_stride, stride, y_stride, i
     cdef const real* source = load_block(
         t.source, index, t.width, rows, n, source_scratch, &stride
     )
@@ -284,10 +267,13 @@ cdef inline void map_rows(
             map_stored(t, x, source, y, y_stride, rows, column, n)
         else:
             map_stored_row(t, x, source, y, column, n, writer)
-    elif rows > 1:
-        map_block(t, rows, x, x_stride, source, stride, y, y_stride, column, n)
+    elif n == t.width and x_stride == n and stride == n and y_stride == n:
+        map_run(t, x, source, y, rows * n, column, writer)
     else:
-        map_row(t, x, source, y, column, n, writer)
+        for i in range(rows):
+            map_run(
+                t, x + i * x_stride, source + i * stride, y + i * y_stride, n, column, writer
+            )
     store_block(t.y, index, t.width, rows, n, y, y_stride, writer)
 
 
@@ -302,9 +288,12 @@ cdef inline void map_columns(
     # The primitive for 16 bits, and blocks of scratch memory, take FOUR.
     cdef bint takes_all = t.direct and not is_sixteen(t.stored)
     cdef Py_ssize_t few = b.last_unit - b.first_unit if takes_all else <Py_ssize_t> FOUR
+    cdef Py_ssize_t at_once = columns_at_once(t, FOUR)
     cdef Writer writer
     open_writer(&writer, t.route, t.y.direct)
-    if t.route != IN_CACHE and (t.direct or width > columns_at_once(t, FOUR)):
+    if takes_all and t.route != IN_CACHE:
+        at_once = width
+    elif t.route != IN_CACHE and (t.direct or width > at_once):
         for row in range(b.first_unit, b.last_unit):
             column = b.first_column
             while column < b.last_column:
@@ -313,7 +302,7 @@ cdef inline void map_columns(
                 map_rows(t, row, 1, column, n, x_scratch, source_scratch, y_scratch, &writer)
                 column += n
     while column < b.last_column:
-        n = min(b.last_column - column, columns_at_once(t, FOUR))
+        n = min(b.last_column - column, at_once)
         row = b.first_unit
         while row < b.last_unit:
             rows = few if row + few <= b.last_unit else 1

@@ -1,10 +1,9 @@
 """Channels that are planes: each is N runs of S elements, summed in lanes (rows.pxd)."""
 
-from fastnorm._kernels cimport sixteen
 from fastnorm._kernels.arrays cimport itemsize_of, real
-from fastnorm._kernels.channels_task cimport CENTRED_SUMS, GRADIENT_SUMS, INVERSE, MAX_TILE
+from fastnorm._kernels.channels_task cimport CENTRE, CENTRED_SUMS, GRADIENT_SUMS, INVERSE, MAX_TILE
 from fastnorm._kernels.channels_task cimport MOMENTS, PIECE, SCALE, SCALE_SHIFT, SHIFT, SLOPE
-from fastnorm._kernels.channels_task cimport SQUARES, WEIGHTED_GRADIENT, Block, Channels
+from fastnorm._kernels.channels_task cimport SQUARES, Block, Channels, run_map, run_scale
 from fastnorm._kernels.memory cimport IN_CACHE, PAST_CACHE, RUN_BYTES, Writer, flush, open_writer
 from fastnorm._kernels.memory cimport place_stored
 from fastnorm._kernels.moments cimport Moments, merge_centred, merge_chunk, no_moments
@@ -12,7 +11,6 @@ from fastnorm._kernels.operands cimport SCRATCH_ROWS, load_block, result_block, 
 from fastnorm._kernels.rows cimport ALL_LANES, CHUNK, TOGETHER, add_centred_sums
 from fastnorm._kernels.rows cimport add_gradient_sums, add_squares, ask, clear, element, fold
 from fastnorm._kernels.rows cimport map_rows, row_gradient_sums, row_moments, row_sum
-from fastnorm._kernels.sixteen cimport RunMap
 
 cdef inline Py_ssize_t piece_length(Channels* t, Py_ssize_t unit) noexcept nogil:
     return min(<Py_ssize_t> PIECE, t.s - unit % t.pieces * PIECE)
@@ -73,7 +71,7 @@ cdef inline void reduce_planes(
                 if t.reduction == GRADIENT_SUMS:
                     add_gradient_sums(
                         dy, x, t.stored, length, coefficients[k],
-                        coefficients[INVERSE * t.width + k], t.centred, lanes[k], others[k], ahead,
+                        coefficients[INVERSE * t.apart + k], t.centred, lanes[k], others[k], ahead,
                     )
                 elif t.reduction == SQUARES:
                     add_squares(x, t.stored, length, others[k], ahead)
@@ -118,7 +116,7 @@ cdef inline void row_numbers(
         dy = load_block(t.dy, index, t.s, count, n, dy_scratch, &dy_stride)
         row_gradient_sums(
             dy, dy_stride, x, stride, t.stored, count, n, <const real*> NULL, 0, coefficients,
-            coefficients + INVERSE * t.width, t.centred, <Py_ssize_t> 0, first, second,
+            coefficients + INVERSE * t.apart, t.centred, <Py_ssize_t> 0, first, second,
         )
     else:
         row_moments(x, t.stored, stride, count, n, <Py_ssize_t> 0, first, second)
@@ -179,19 +177,15 @@ cdef inline void map_runs(
     Py_ssize_t next_plane,
 ) noexcept nogil:
     """n elements of each of these channels."""
-    cdef const real* centre = <const real*> t.coefficients + channel * t.inner
-    cdef const real* scale = centre + SCALE * t.width
-    cdef const real* shift = centre + SHIFT * t.width
-    cdef const real* slope = centre + SLOPE * t.width
-    cdef const real* weight = NULL
-    cdef RunMap map = sixteen.GRADIENT
+    cdef const real* numbers = <const real*> t.coefficients + channel * t.inner
+    cdef const real* centre = NULL if t.linear else numbers + CENTRE * t.apart
+    cdef const real* shift = NULL if t.linear else numbers + SHIFT * t.apart
     if t.map == SCALE_SHIFT:
-        map, x, x_stride, slope = sixteen.SCALE_SHIFT, source, stride, NULL
-    elif t.map == WEIGHTED_GRADIENT:
-        map, weight, scale = sixteen.WEIGHTED_GRADIENT, scale, centre + INVERSE * t.width
+        x, x_stride = source, stride
     map_rows(
-        map, channels, source, stride, x, x_stride, t.stored, y, y_stride, n, centre, slope, shift,
-        scale, weight, t.inner, next_plane,
+        run_map(t), channels, source, stride, x, x_stride, t.stored, y, y_stride, n, centre,
+        numbers + SLOPE * t.apart, shift, numbers + run_scale(t) * t.apart,
+        numbers + SCALE * t.apart, t.inner, next_plane,
     )
 
 

@@ -3,6 +3,7 @@
 cimport numpy as cnp
 
 from fastnorm._cpu cimport streams_well
+from fastnorm._kernels cimport sixteen
 from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport BLOCK_BYTES, BLOCKS_PER_THREAD, MAX_PARTIALS, ceil_div
 from fastnorm._kernels.columns cimport FOUR, STRIP
@@ -28,6 +29,7 @@ cdef enum:
     RANGE_COLUMNS = 256         # of a tile of one range, at least
     RANGE_ELEMENTS = 32768      # of a channel in a range of planes, at least
     FEW = 256                   # channels that are prepared or finished at a time
+    PAD = 16                    # coefficients: what a vector or a line has at most
 
 cdef enum Reduction:
     NO_REDUCTION                # the coefficients are given
@@ -99,6 +101,7 @@ cdef struct Channels:
     bint planes
     Py_ssize_t repeats          # rows of the view in a row of columns
     Py_ssize_t width            # columns in a row, or channels
+    Py_ssize_t apart            # from one row of their coefficients to the next
     Py_ssize_t inner            # columns of a channel that lie side by side
     Py_ssize_t units            # rows of columns, or pieces of a channel's planes
     Py_ssize_t pieces           # of a plane
@@ -111,7 +114,9 @@ cdef struct Channels:
 
     double* first               # (ranges, width)
     double* second              # (ranges, width)
-    void* coefficients          # (COEFFICIENTS, width), in `dtype`
+    # (COEFFICIENTS, apart), in `dtype`. Of columns, the first of each row follow its last, so that
+    # what goes from the end of a row of columns to the beginning of the next is a vector, too.
+    void* coefficients
 
 
 # The grid
@@ -131,6 +136,7 @@ cdef inline void plan_columns(Channels* t, Py_ssize_t itemsize) noexcept nogil:
         if t.repeats > t.n:
             t.repeats = 1
     t.width = width * t.repeats
+    t.apart = ceil_div(t.width + PAD, PAD) * PAD
     t.units = t.n // t.repeats
     t.tail = width * (t.n % t.repeats)
     # Runs of memory that are shorter than a page take longer than another sweep.
@@ -167,7 +173,7 @@ cdef inline void plan_planes(Channels* t, Py_ssize_t itemsize) noexcept nogil:
     cdef Py_ssize_t plane = t.s * itemsize, channel = t.n * plane, tile
     t.planes = True
     t.repeats, t.inner, t.tail = 1, 1, 0
-    t.width = t.c
+    t.width = t.apart = t.c
     t.pieces = ceil_div(t.s, PIECE)
     t.units = t.n * t.pieces
     t.grid.units_per_range = max(
@@ -349,18 +355,19 @@ cdef inline void use_operands(Channels* t, const Operands* o) noexcept nogil:
 cdef inline void set_typed(
     Channels* t, real* row, Py_ssize_t first, Py_ssize_t n, Py_ssize_t group, const double* values
 ) noexcept nogil:
-    """Of n groups of so many channels, from group `first` on."""
-    cdef Py_ssize_t repeat, i, j, inner = t.inner * group
+    """Of n groups of so many channels, from group `first` on, as often as they come in a row."""
+    cdef Py_ssize_t inner = t.inner * group, start = first * inner, i, j
     cdef real value
-    for repeat in range(t.repeats):
+    while start < t.apart:
         if inner == 1:
-            for i in range(n):
-                row[repeat * t.c + first + i] = <real> values[i]
+            for i in range(min(n, t.apart - start)):
+                row[start + i] = <real> values[i]
         else:
-            for i in range(n):
+            for i in range(min(n, ceil_div(t.apart - start, inner))):
                 value = <real> values[i]
-                for j in range(inner):
-                    row[repeat * t.c * t.inner + (first + i) * inner + j] = value
+                for j in range(start + i * inner, min(start + (i + 1) * inner, t.apart)):
+                    row[j] = value
+        start += t.c * t.inner
 
 
 cdef inline void set_of_groups(
@@ -369,9 +376,9 @@ cdef inline void set_of_groups(
 ) noexcept nogil:
     """The same for all channels of each group."""
     if t.dtype == FLOAT32:
-        set_typed(t, <float*> t.coefficients + row * t.width, first, n, group, values)
+        set_typed(t, <float*> t.coefficients + row * t.apart, first, n, group, values)
     else:
-        set_typed(t, <double*> t.coefficients + row * t.width, first, n, group, values)
+        set_typed(t, <double*> t.coefficients + row * t.apart, first, n, group, values)
 
 
 cdef inline void set_coefficients(
@@ -398,6 +405,22 @@ cdef inline void high_parts(
     cdef Py_ssize_t i
     for i in range(n):
         high[i] = <double> <float> mean[i] if t.dtype == FLOAT32 else mean[i]
+
+
+# What runs are mapped by
+
+
+cdef inline sixteen.RunMap run_map(Channels* t) noexcept nogil:
+    if t.map == SCALE_SHIFT:
+        return sixteen.SCALE if t.linear else sixteen.SCALE_SHIFT
+    if t.linear:
+        return sixteen.SLOPE
+    return sixteen.GRADIENT if t.map == GRADIENT else sixteen.WEIGHTED_GRADIENT
+
+
+cdef inline Coefficient run_scale(Channels* t) noexcept nogil:
+    """The scale of all of it; SCALE is the weight of dy if there is one."""
+    return INVERSE if t.map == WEIGHTED_GRADIENT else SCALE
 
 
 # The second path
@@ -430,7 +453,7 @@ cdef inline void move_to_sample(Channels* t, Py_ssize_t sample) noexcept nogil:
     t.origin = t.base
     t.first, t.second = t.first + partials, t.second + partials
     t.coefficients = <char*> t.coefficients + (
-        sample * COEFFICIENTS * t.width * itemsize_of(t.dtype)
+        sample * COEFFICIENTS * t.apart * itemsize_of(t.dtype)
     )
 
 

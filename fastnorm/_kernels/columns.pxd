@@ -13,15 +13,13 @@ from fastnorm._kernels.sixteen cimport RunMap
 
 cdef extern from "maps.h" nogil:
     void map_columns_float "fastnorm_map_columns_float"(
-        RunMap map, bint by_lines, Py_ssize_t rows, const float* dy, Py_ssize_t dy_step,
-        const float* x, Py_ssize_t x_step, float* y, Py_ssize_t y_step, Py_ssize_t n,
-        const float* centre, const float* slope, const float* shift, const float* scale,
-        const float* weight, Py_ssize_t ahead)
+        RunMap map, const float* dy, const float* x, float* y, Py_ssize_t n, Py_ssize_t column,
+        Py_ssize_t width, const float* centre, const float* slope, const float* shift,
+        const float* scale, const float* weight, Py_ssize_t ahead)
     void map_columns_double "fastnorm_map_columns_double"(
-        RunMap map, bint by_lines, Py_ssize_t rows, const double* dy, Py_ssize_t dy_step,
-        const double* x, Py_ssize_t x_step, double* y, Py_ssize_t y_step, Py_ssize_t n,
-        const double* centre, const double* slope, const double* shift, const double* scale,
-        const double* weight, Py_ssize_t ahead)
+        RunMap map, const double* dy, const double* x, double* y, Py_ssize_t n, Py_ssize_t column,
+        Py_ssize_t width, const double* centre, const double* slope, const double* shift,
+        const double* scale, const double* weight, Py_ssize_t ahead)
 
 cdef enum:
     STRIP = 1024        # columns whose accumulators live on the stack
@@ -263,20 +261,17 @@ cdef inline void column_weighted_sums(
 
 
 cdef inline void columns_map(
-    RunMap map, bint by_lines, Py_ssize_t rows, const real* dy, Py_ssize_t dy_stride,
-    const real* x, Py_ssize_t stride, real* y, Py_ssize_t y_stride, Py_ssize_t n,
-    const real* centre, const real* slope, const real* shift, const real* scale,
+    RunMap map, const real* dy, const real* x, real* y, Py_ssize_t n, Py_ssize_t column,
+    Py_ssize_t width, const real* centre, const real* slope, const real* shift, const real* scale,
     const real* weight, Py_ssize_t ahead,
 ) noexcept nogil:
-    """n columns of some rows, by numbers of their own; vectors begin with lines of y, or with the
-    rows."""
+    """n elements of rows that follow upon one another, from this column on, by the numbers of their
+    columns."""
     if real is float:
         map_columns_float(
-            map, by_lines, rows, dy, dy_stride, x, stride, y, y_stride, n, centre, slope, shift,
-            scale, weight, ahead,
+            map, dy, x, y, n, column, width, centre, slope, shift, scale, weight, ahead
         )
     else:
         map_columns_double(
-            map, by_lines, rows, dy, dy_stride, x, stride, y, y_stride, n, centre, slope, shift,
-            scale, weight, ahead,
+            map, dy, x, y, n, column, width, centre, slope, shift, scale, weight, ahead
         )

@@ -47,15 +47,16 @@ cdef enum Route:
 
 
 cdef inline Route choose_route(
-    Py_ssize_t num_bytes, int operands, int team, bint planes
+    Py_ssize_t num_bytes, int operands, int team, bint jumps
 ) noexcept nogil:
     """Of a call with so many threads and so many arrays of so many bytes, y among them. It is large
     where it finds them no longer in the cache, of which a virtual machine has less than it says,
-    and one core alone has the use of less yet. Several find a forward pass's y there for longer.
+    and one core alone has the use of less yet; but what jumps from plane to plane loses more by
+    streaming. Several find a forward pass's y there for longer.
     To ask for memory when it is in the cache after all costs less than to stream. Threads that have
     all of memory's bandwidth in use should always stream: nothing is read that is only written."""
     cdef Py_ssize_t part = last_cache_bytes() // (8 if streams_well() else 16), parts = 4
-    if team == 1 and not planes:
+    if team == 1 and not jumps:
         parts = 3
     elif team > 1 and operands == 2:
         parts = 8
@@ -167,6 +168,14 @@ cdef inline char* place_stored(
 
 cdef inline real* place(Writer* w, real* y, Py_ssize_t* n) noexcept nogil:
     return <real*> place_stored(w, <char*> y, sizeof(real), n)
+
+
+cdef inline Py_ssize_t first_run(
+    Writer* w, const char* p, Py_ssize_t size, Py_ssize_t n
+) noexcept nogil:
+    """Of n elements of `size` bytes, how many to place first so that all runs but the last end with
+    lines, and no vector lies in two."""
+    return min(n, (RUN_BYTES - line_offset(p)) // size) if w.streams else n
 
 
 cdef inline bint fits_rows(Py_ssize_t rows, Py_ssize_t row_bytes) noexcept nogil:

@@ -9,10 +9,9 @@ typedef struct {
     real centre, slope, shift, scale, weight;
 } numbers;
 
-/* One of each for every element of a run; those that a map does not have are not read. Vectors begin where `lines` has a line,
-   or where the run does if that is NULL. */
+/* One of each for every column; those that a map does not have are not read. */
 typedef struct {
-    const real *centre, *slope, *shift, *scale, *weight, *lines;
+    const real *centre, *slope, *shift, *scale, *weight;
 } numbers_of_each;
 
 /* Elements from the last place before p, or at it, where memory has a whole vector. */
@@ -20,21 +19,19 @@ FASTNORM_INLINE ptrdiff_t FASTNORM_NAME(before)(const real *p) { return (ptrdiff
 
 #define EACH(k, count) FASTNORM_UNROLL for (k = 0; k < (count); ++k)
 #define AT(type, p, i) (*(type *)((p) + (i)))
-#define NUMBER(name, type, i) (each ? AT(type, each->name, i) : (type)(m.name - (type){0}))
-#define MAPPED(type, i) FASTNORM_MAPPED(map, AT(type, dy, i), AT(type, x, i), NUMBER, type, i)
+#define NUMBER(name, type) ((type)(m.name - (type){0}))
+#define MAPPED(type, i) FASTNORM_MAPPED(map, AT(type, dy, i), AT(type, x, i), NUMBER, type)
 #define WEIGHTED(type, i) (gamma ? MAPPED(type, i) * AT(type, gamma, i) : MAPPED(type, i))
 #define VALUE(type, i) (beta ? WEIGHTED(type, i) + AT(type, beta, i) : WEIGHTED(type, i))
 
-/* By the numbers m, or by those of each element where these are not NULL; and then times gamma, plus beta, where these are
-   not NULL. A vector that lies in two lines takes twice as long to load or to store, and NumPy's large arrays begin 16
-   bytes after a line. So all vectors but the first and the last begin where y has a line, or gamma, whose lines are y's if
-   a row is whole lines. Some elements are thus computed twice: as y may be x or dy, a vector is loaded before the one
-   before it is stored. */
+/* By the numbers m; and then times gamma, plus beta, where these are not NULL. A vector that lies in two lines takes twice as
+   long to load or to store, and NumPy's large arrays begin 16 bytes after a line. So all vectors but the first and the last
+   begin where y has a line, or gamma, whose lines are y's if a row is whole lines. Some elements are thus computed twice: as
+   y may be x or dy, a vector is loaded before the one before it is stored. */
 FASTNORM_INLINE void FASTNORM_NAME(map_run)(
-    fastnorm_map map, const real *dy, const real *x, real *y, ptrdiff_t n, numbers m, const numbers_of_each *each,
-    const real *gamma, const real *beta)
+    fastnorm_map map, const real *dy, const real *x, real *y, ptrdiff_t n, numbers m, const real *gamma, const real *beta)
 {
-    const real *lines = each ? each->lines : gamma ? gamma : beta ? beta : y;
+    const real *lines = gamma ? gamma : beta ? beta : y;
     const ptrdiff_t last = n - WIDTH, stop = last < WIDTH ? 0 : last; /* or else the first and the last are all */
     ptrdiff_t i = 0, next = WIDTH - FASTNORM_NAME(before)(lines);
     vector value, next_value;
@@ -71,16 +68,16 @@ FASTNORM_ONCE void FASTNORM_NAME(map_rows)(
     const real *weight, ptrdiff_t apart, ptrdiff_t y_ahead)
 {
     ptrdiff_t k;
-#define CASE(_, one)                                                                                       \
-    if (map == one) {                                                                                      \
-        for (k = 0; rows > 0; --rows, dy += dy_step, x += x_step, y += y_step, k += apart) {               \
-            numbers m = {0, 0, 0, scale[k], 0};                                                            \
-            if (FASTNORM_IS_CENTRED(one)) m.centre = centre[k], m.shift = shift[k];                        \
-            if (FASTNORM_IS_GRADIENT(one)) m.slope = slope[k];                                             \
-            if (one == FASTNORM_WEIGHTED_GRADIENT) m.weight = weight[k];                                   \
-            if (y_ahead) fastnorm_prefetch(y + y_ahead, n * sizeof(real));                                 \
-            FASTNORM_NAME(map_run)(one, FASTNORM_IS_GRADIENT(one) ? dy : x, x, y, n, m, NULL, NULL, NULL); \
-        }                                                                                                  \
+#define CASE(_, one)                                                                                 \
+    if (map == one) {                                                                                \
+        for (k = 0; rows > 0; --rows, dy += dy_step, x += x_step, y += y_step, k += apart) {         \
+            numbers m = {0, 0, 0, scale[k], 0};                                                      \
+            if (FASTNORM_IS_CENTRED(one)) m.centre = centre[k], m.shift = shift[k];                  \
+            if (FASTNORM_IS_GRADIENT(one)) m.slope = slope[k];                                       \
+            if (one == FASTNORM_WEIGHTED_GRADIENT) m.weight = weight[k];                             \
+            if (y_ahead) fastnorm_prefetch(y + y_ahead, n * sizeof(real));                           \
+            FASTNORM_NAME(map_run)(one, FASTNORM_IS_GRADIENT(one) ? dy : x, x, y, n, m, NULL, NULL); \
+        }                                                                                            \
     }
     FASTNORM_MAPS(CASE)
 #undef CASE
@@ -92,10 +89,10 @@ FASTNORM_ONCE void FASTNORM_NAME(affine_rows)(
     ptrdiff_t rows, const real *x, ptrdiff_t x_step, real *y, ptrdiff_t y_step, ptrdiff_t n, int centred,
     const real *centre, const real *scale, const real *shift, const real *gamma, const real *beta)
 {
-#define ROWS(map, gamma, beta)                                         \
-    for (; rows > 0; --rows, x += x_step, y += y_step) {               \
-        const numbers m = {*centre++, 0, *shift++, *scale++, 0};       \
-        FASTNORM_NAME(map_run)(map, x, x, y, n, m, NULL, gamma, beta); \
+#define ROWS(map, gamma, beta)                                   \
+    for (; rows > 0; --rows, x += x_step, y += y_step) {         \
+        const numbers m = {*centre++, 0, *shift++, *scale++, 0}; \
+        FASTNORM_NAME(map_run)(map, x, x, y, n, m, gamma, beta); \
     }
     if (!centred) ROWS(FASTNORM_SCALE, gamma, NULL)
     else if (!gamma) ROWS(FASTNORM_SCALE_SHIFT, NULL, beta)
@@ -104,32 +101,75 @@ FASTNORM_ONCE void FASTNORM_NAME(affine_rows)(
 #undef ROWS
 }
 
-/* Of some rows whose columns have numbers of their own; one loop for each map. One row at a time is the order of memory,
-   which processors fetch ahead: beyond L1 that gains more than it costs to load the numbers again for each row. What is
-   streamed from y afterwards takes longer (1.1 times on a Zen 3) if vectors begin with its lines. What comes `ahead`
-   elements later is asked for, if that is not 0, a few lines at a time before they are mapped: loops take 1.3 times as long
-   if they ask in passing. */
-FASTNORM_ONCE void FASTNORM_NAME(map_columns)(
-    fastnorm_map map, int by_lines, ptrdiff_t rows, const real *dy, ptrdiff_t dy_step, const real *x, ptrdiff_t x_step,
-    real *y, ptrdiff_t y_step, ptrdiff_t n, const real *centre, const real *slope, const real *shift, const real *scale,
-    const real *weight, ptrdiff_t ahead)
+/* A column that is less than a few rows away. */
+FASTNORM_INLINE ptrdiff_t FASTNORM_NAME(column_of)(ptrdiff_t column, ptrdiff_t width)
 {
-    const numbers none = {0, 0, 0, 0, 0};
+    while (column < 0) column += width;
+    while (column >= width) column -= width;
+    return column;
+}
+
+#define NUMBER(name, type, j) AT(type, each->name, j)
+#define VALUE(type, i, j) FASTNORM_MAPPED(map, AT(type, dy, i), AT(type, x, i), NUMBER, type, j)
+
+/* By the numbers of columns, from `column` on. Vectors begin as in map_run, and may go on in the next row. Returns the
+   column of element n. */
+FASTNORM_INLINE ptrdiff_t FASTNORM_NAME(map_some_columns)(
+    fastnorm_map map, const real *dy, const real *x, real *y, ptrdiff_t n, ptrdiff_t column, ptrdiff_t width,
+    const numbers_of_each *each)
+{
+    const ptrdiff_t last = n - WIDTH, stop = last < WIDTH ? 0 : last;
+    ptrdiff_t i = 0, next = WIDTH - FASTNORM_NAME(before)(y), j = column + next;
+    vector value, next_value;
+    if (last < 0) {
+        FASTNORM_ROLLED
+        for (; i < n; ++i) {
+            y[i] = VALUE(real, i, column + i);
+            FASTNORM_HAS_EFFECT();
+        }
+        return FASTNORM_NAME(column_of)(column + n, width);
+    }
+    value = VALUE(vector, 0, column);
+    while (next < stop) {
+        ptrdiff_t end;
+        j = FASTNORM_NAME(column_of)(j, width);
+        end = width - j < stop - next ? next + width - j : stop;
+        FASTNORM_UNROLL_BY(4)
+        for (; next < end; i = next, next += WIDTH, j += WIDTH) {
+            next_value = VALUE(vector, next, j);
+            AT(vector, y, i) = value;
+            value = next_value;
+        }
+    }
+    j = FASTNORM_NAME(column_of)(j + last - next, width);
+    next_value = VALUE(vector, last, j);
+    AT(vector, y, i) = value, AT(vector, y, last) = next_value;
+    return FASTNORM_NAME(column_of)(j + WIDTH, width);
+}
+
+#undef VALUE
+#undef NUMBER
+
+/* A run of elements of rows that follow upon one another, by the numbers of their columns: the first element is of `column`,
+   and the numbers of the first columns follow those of the last, as many as a vector has. One loop for each map. What comes
+   `ahead` elements later is asked for, if that is not 0, a few lines at a time before they are mapped: loops take 1.3 times
+   as long if they ask in passing. */
+FASTNORM_ONCE void FASTNORM_NAME(map_columns)(
+    fastnorm_map map, const real *dy, const real *x, real *y, ptrdiff_t n, ptrdiff_t column, ptrdiff_t width,
+    const real *centre, const real *slope, const real *shift, const real *scale, const real *weight, ptrdiff_t ahead)
+{
+    const numbers_of_each each = {centre, slope, shift, scale, weight};
     const ptrdiff_t at_once = ahead ? FASTNORM_ASKED / (ptrdiff_t)sizeof(real) : n;
-    ptrdiff_t i;
-#define CASE(_, one)                                                                                                \
-    if (map == one) {                                                                                               \
-        for (; rows > 0; --rows, dy += dy_step, x += x_step, y += y_step) {                                         \
-            for (i = 0; i < n; i += at_once) {                                                                      \
-                const ptrdiff_t some = n - i < at_once ? n - i : at_once;                                           \
-                const numbers_of_each each = {                                                                      \
-                    centre + i, slope + i, shift + i, scale + i, weight + i, by_lines ? y + i : NULL};              \
-                const real *source = FASTNORM_IS_GRADIENT(one) ? dy + i : x + i;                                    \
-                if (ahead) fastnorm_prefetch_far(x + i + ahead, some * sizeof(real));                               \
-                if (ahead && FASTNORM_IS_GRADIENT(one)) fastnorm_prefetch_far(source + ahead, some * sizeof(real)); \
-                FASTNORM_NAME(map_run)(one, source, x + i, y + i, some, none, &each, NULL, NULL);                   \
-            }                                                                                                       \
-        }                                                                                                           \
+    ptrdiff_t some;
+#define CASE(_, one)                                                                                        \
+    if (map == one) {                                                                                       \
+        for (; n > 0; dy += some, x += some, y += some, n -= some) {                                        \
+            some = n < at_once ? n : at_once;                                                               \
+            if (ahead) fastnorm_prefetch_far(x + ahead, some * sizeof(real));                               \
+            if (ahead && FASTNORM_IS_GRADIENT(one)) fastnorm_prefetch_far(dy + ahead, some * sizeof(real)); \
+            column = FASTNORM_NAME(map_some_columns)(                                                       \
+                one, FASTNORM_IS_GRADIENT(one) ? dy : x, x, y, some, column, width, &each);                 \
+        }                                                                                                   \
     }
     FASTNORM_MAPS(CASE)
 #undef CASE
@@ -137,8 +177,8 @@ FASTNORM_ONCE void FASTNORM_NAME(map_columns)(
 
 /* What the rows' numbers are, FASTNORM_MAX_GROUP apart, in m, once: in the loop each would be loaded for every vector, since
    it might be what a store there has changed. */
-#define LOAD_NUMBERS(zero)                \
-    EACH(j, FASTNORM_ROW_NUMBERS)         \
+#define LOAD_NUMBERS(zero)        \
+    EACH(j, FASTNORM_ROW_NUMBERS) \
     EACH(k, rows) m[j][k] = row_numbers[j * FASTNORM_MAX_GROUP + k] - (zero)
 
 /* One vector of a few rows, or one element, which have the numbers m:

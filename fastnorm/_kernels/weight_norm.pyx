@@ -16,7 +16,7 @@ from libc.math cimport sqrt
 cimport numpy as cnp
 
 from fastnorm._kernels.channels_task cimport CENTRE, FEW, GRADIENT, GRADIENT_SUMS, INVERSE
-from fastnorm._kernels.channels_task cimport SCALE, SCALE_SHIFT, SHIFT, SLOPE, SQUARES, Channels
+from fastnorm._kernels.channels_task cimport SCALE, SCALE_SHIFT, SLOPE, SQUARES, Channels
 from fastnorm._kernels.channels_task cimport Operands, rescue_channel, set_all
 from fastnorm._kernels.channels_task cimport set_coefficients, use_operands
 from fastnorm._kernels.engine cimport backward_rows, forward_rows, load, plan, run_channels
@@ -56,9 +56,7 @@ cdef void finish_forward(
     load(task.g, channel, n, 1, scale)
     for i in range(n):
         scale[i] = scale[i] * inverse_or_zero(norm[i])
-    set_all(t, CENTRE, channel, n, 0)
     set_coefficients(t, SCALE, channel, n, scale)
-    set_all(t, SHIFT, channel, n, -0.0)  # adding it changes nothing, not even a zero's sign
 
 
 cdef void prepare_backward(Channels* t, Py_ssize_t channel, Py_ssize_t n) noexcept nogil:
@@ -89,7 +87,6 @@ cdef void finish_backward(
         dg[i] = -dg[i] * norm[i]
     set_coefficients(t, SCALE, channel, n, scale)
     set_coefficients(t, SLOPE, channel, n, dg)
-    set_all(t, SHIFT, channel, n, 0)
 
 
 cdef int run_weight_norm(WeightNorm* task, str function, int num_threads) except -1:
