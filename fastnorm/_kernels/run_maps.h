@@ -131,15 +131,17 @@ FASTNORM_INLINE ptrdiff_t FASTNORM_NAME(map_some_columns)(
     }
     value = VALUE(vector, 0, column);
     while (next < stop) {
-        ptrdiff_t end;
+        ptrdiff_t end, k;
         j = FASTNORM_NAME(column_of)(j, width);
-        end = width - j < stop - next ? next + width - j : stop;
+        end = width - j < stop - next ? width - j : stop - next;
         FASTNORM_UNROLL_BY(4)
-        for (; next < end; i = next, next += WIDTH, j += WIDTH) {
-            next_value = VALUE(vector, next, j);
+        for (k = 0; k < end; k += WIDTH) {
+            next_value = VALUE(vector, next + k, j + k);
             AT(vector, y, i) = value;
             value = next_value;
+            i = next + k;
         }
+        next += k, j += k;
     }
     j = FASTNORM_NAME(column_of)(j + last - next, width);
     next_value = VALUE(vector, last, j);
