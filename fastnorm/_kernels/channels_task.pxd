@@ -388,16 +388,6 @@ cdef inline void set_coefficients(
     set_of_groups(t, row, channel, n, 1, values)
 
 
-cdef inline void set_all(
-    Channels* t, Coefficient row, Py_ssize_t channel, Py_ssize_t n, double value
-) noexcept nogil:
-    cdef double values[FEW]
-    cdef Py_ssize_t i
-    for i in range(n):
-        values[i] = value
-    set_coefficients(t, row, channel, n, values)
-
-
 cdef inline void high_parts(
     Channels* t, Py_ssize_t n, const double* mean, double* high
 ) noexcept nogil:

@@ -36,11 +36,13 @@
 #endif
 
 /* A Zen 3 fetches short rows sooner if it is not asked: requests seem to take the few places where loads from L2 wait. On a
-   Zen 4, which has AVX-512, they gain. */
+   Zen 4, which has AVX-512, they gain. Of planes that are mapped in the order of memory it is the other way round. */
 #if defined(__AVX512F__)
 #define FASTNORM_FETCHES_ALONE 0
+#define FASTNORM_PLANES_ASK 0
 #else
 #define FASTNORM_FETCHES_ALONE 1
+#define FASTNORM_PLANES_ASK 1
 #endif
 
 /* What is wanted next. */

@@ -26,7 +26,8 @@ cdef extern from "memory.h" nogil:
     Py_ssize_t rows_abreast "fastnorm_rows_abreast"(
         const void* dy, const void* x, const void* y, Py_ssize_t row_bytes)
     bint CAN_STREAM "FASTNORM_CAN_STREAM"
-    bint FETCHES_ALONE "FASTNORM_FETCHES_ALONE"     # memory in order, best without being asked
+    bint FETCHES_ALONE "FASTNORM_FETCHES_ALONE"     # short rows in order, best without being asked
+    bint PLANES_ASK "FASTNORM_PLANES_ASK"           # where their map is a phase of its own
 
 
 cdef enum:

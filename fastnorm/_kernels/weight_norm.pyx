@@ -15,10 +15,9 @@ from libc.math cimport sqrt
 
 cimport numpy as cnp
 
-from fastnorm._kernels.channels_task cimport CENTRE, FEW, GRADIENT, GRADIENT_SUMS, INVERSE
-from fastnorm._kernels.channels_task cimport SCALE, SCALE_SHIFT, SLOPE, SQUARES, Channels
-from fastnorm._kernels.channels_task cimport Operands, rescue_channel, set_all
-from fastnorm._kernels.channels_task cimport set_coefficients, use_operands
+from fastnorm._kernels.channels_task cimport FEW, GRADIENT, GRADIENT_SUMS, INVERSE, SCALE
+from fastnorm._kernels.channels_task cimport SCALE_SHIFT, SLOPE, SQUARES, Channels, Operands
+from fastnorm._kernels.channels_task cimport rescue_channel, set_coefficients, use_operands
 from fastnorm._kernels.engine cimport backward_rows, forward_rows, load, plan, run_channels
 from fastnorm._kernels.engine cimport set_operands, set_rows, store
 from fastnorm._kernels.moments cimport is_usable
@@ -66,7 +65,6 @@ cdef void prepare_backward(Channels* t, Py_ssize_t channel, Py_ssize_t n) noexce
     load(task.norm, channel, n, 1, inverse)
     for i in range(n):
         inverse[i] = inverse_or_zero(inverse[i])
-    set_all(t, CENTRE, channel, n, 0)
     set_coefficients(t, INVERSE, channel, n, inverse)
 
 
