@@ -27,7 +27,7 @@ cdef extern from "memory.h" nogil:
         const void* dy, const void* x, const void* y, Py_ssize_t row_bytes)
     bint CAN_STREAM "FASTNORM_CAN_STREAM"
     bint FETCHES_ALONE "FASTNORM_FETCHES_ALONE"     # short rows in order, best without being asked
-    bint PLANES_ASK "FASTNORM_PLANES_ASK"           # where their map is a phase of its own
+    bint MAPS_ASK "FASTNORM_MAPS_ASK"   # of planes too, and wherever they stream
 
 
 cdef enum:
@@ -69,10 +69,10 @@ cdef inline Route choose_route(
 cdef inline Py_ssize_t bytes_ahead(Route route, Py_ssize_t num_bytes) noexcept nogil:
     """How far ahead a large call asks for what it maps in the order of memory, or 0. Beside
     streaming stores and several coefficients that are read, too, a processor sees less of what
-    comes next; but where a part of it is in the last cache still, that is enough."""
+    comes next; but where a part of it is in the last cache still, a Zen 4 sees enough."""
     if route == THROUGH_CACHE:
         return AHEAD
-    return FAR_AHEAD if num_bytes >= last_cache_bytes() else 0
+    return FAR_AHEAD if MAPS_ASK or num_bytes >= last_cache_bytes() else 0
 
 
 cdef inline Py_ssize_t last_first(
