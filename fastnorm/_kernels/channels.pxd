@@ -29,7 +29,7 @@ from fastnorm._kernels.channels_task cimport Grid, Tile, at_sample, block_at, is
 from fastnorm._kernels.channels_task cimport mapped_view, plan_whole_tiles, range_count
 from fastnorm._kernels.channels_task cimport range_width, read_tile, widen_tiles
 from fastnorm._kernels.columns cimport STRIP
-from fastnorm._kernels.memory cimport IN_CACHE, PAGE, MAPS_ASK, apart_from, bytes_ahead
+from fastnorm._kernels.memory cimport IN_CACHE, MAPS_ASK, PAGE, apart_from, bytes_ahead
 from fastnorm._kernels.memory cimport choose_route, last_first
 from fastnorm._kernels.operands cimport BLOCK, Scratch, nth, of_this_thread, release, reserve
 from fastnorm._pool cimport parallel_for

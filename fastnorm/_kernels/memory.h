@@ -43,7 +43,7 @@
 #define FASTNORM_MAPS_ASK 0
 #else
 #define FASTNORM_FETCHES_ALONE 1
-#define FASTNORM_MAPS_ASK 1
+#define FASTNORM_MAPS_ASK FASTNORM_CAN_STREAM
 #endif
 
 /* What is wanted next. */

@@ -27,7 +27,7 @@ cdef extern from "memory.h" nogil:
         const void* dy, const void* x, const void* y, Py_ssize_t row_bytes)
     bint CAN_STREAM "FASTNORM_CAN_STREAM"
     bint FETCHES_ALONE "FASTNORM_FETCHES_ALONE"     # short rows in order, best without being asked
-    bint MAPS_ASK "FASTNORM_MAPS_ASK"   # of planes too, and wherever they stream
+    bint MAPS_ASK "FASTNORM_MAPS_ASK"               # those of planes too, wherever they stream
 
 
 cdef enum:
