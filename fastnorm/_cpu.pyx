@@ -7,6 +7,8 @@ cdef extern from "_cpu.h":
     bint fastnorm_cpu_has_avx2()
     bint fastnorm_cpu_has_avx512()
     bint fastnorm_cpu_streams_well()
+    bint fastnorm_cpu_sees_ahead()
+    bint fastnorm_cpu_has_far_cache()
 
 
 def has_avx2():
@@ -20,8 +22,8 @@ def has_avx512():
 
 
 # Where the system does not say, and the limits of what is believed: a virtual machine may report a
-# cache that it shares with many others.
-_USUAL_CACHE, _LEAST_CACHE, _LARGEST_CACHE = 32 << 20, 8 << 20, 128 << 20
+# cache that it shares with many others, or those of several dies, one of which is near.
+_USUAL_CACHE, _LEAST_CACHE, _LARGEST_CACHE = 32 << 20, 8 << 20, 160 << 20
 
 
 def _find_last_cache():
@@ -47,6 +49,20 @@ cdef bint _streams_well = fastnorm_cpu_streams_well()
 cdef bint streams_well() noexcept nogil:
     """Whether a few cores write past the cache as fast as through it."""
     return _streams_well
+
+
+cdef bint _sees_ahead = fastnorm_cpu_sees_ahead()
+cdef bint _has_far_cache = fastnorm_cpu_has_far_cache()
+
+
+cdef bint sees_ahead() noexcept nogil:
+    """Whether maps of planes that stream find what they read without having asked for it."""
+    return _sees_ahead
+
+
+cdef bint has_far_cache() noexcept nogil:
+    """Whether it pays to ask for lines of the last cache before they are written to."""
+    return _has_far_cache
 
 
 def last_cache():

@@ -29,7 +29,7 @@ from fastnorm._kernels.channels_task cimport Grid, Tile, at_sample, block_at, is
 from fastnorm._kernels.channels_task cimport mapped_view, plan_whole_tiles, range_count
 from fastnorm._kernels.channels_task cimport range_width, read_tile, widen_tiles
 from fastnorm._kernels.columns cimport STRIP
-from fastnorm._kernels.memory cimport IN_CACHE, MAPS_ASK, PAGE, apart_from, bytes_ahead
+from fastnorm._kernels.memory cimport IN_CACHE, PAGE, apart_from, bytes_ahead
 from fastnorm._kernels.memory cimport choose_route, last_first
 from fastnorm._kernels.operands cimport BLOCK, Scratch, nth, of_this_thread, release, reserve
 from fastnorm._pool cimport parallel_for
@@ -293,10 +293,10 @@ cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
             widen_tiles(t)
     t.ahead = 0
     if t.direct and t.route != IN_CACHE:
-        if t.planes and t.n == 1 and t.whole_tiles:
+        if not (t.planes and t.whole_tiles):
+            t.ahead = bytes_ahead(t.route, operands * num_bytes, t.planes) // itemsize_of(t.stored)
+        elif t.n == 1:
             t.ahead = t.grid.channels_per_tile * t.s  # the next tile
-        elif not t.planes or MAPS_ASK and not t.whole_tiles:
-            t.ahead = bytes_ahead(t.route, operands * num_bytes) // itemsize_of(t.stored)
     if t.reduction == NO_REDUCTION:
         partials = 0
     memory = <char*> malloc(

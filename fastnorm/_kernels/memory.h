@@ -36,14 +36,11 @@
 #endif
 
 /* A Zen 3 fetches short rows sooner if it is not asked: requests seem to take the few places where loads from L2 wait. On a
-   Zen 4, which has AVX-512, they gain. Of maps in the order of memory it is the other way round, but for columns of what
-   does not fit the last cache, of which neither sees enough. */
+   Zen 4 and a Granite Rapids, which have AVX-512, they gain. */
 #if defined(__AVX512F__)
 #define FASTNORM_FETCHES_ALONE 0
-#define FASTNORM_MAPS_ASK 0
 #else
 #define FASTNORM_FETCHES_ALONE 1
-#define FASTNORM_MAPS_ASK FASTNORM_CAN_STREAM
 #endif
 
 /* What is wanted next. */

@@ -10,7 +10,7 @@ lines that they are going to write.
 from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy
 
-from fastnorm._cpu cimport last_cache_bytes, streams_well
+from fastnorm._cpu cimport has_far_cache, last_cache_bytes, sees_ahead, streams_well
 from fastnorm._kernels.arrays cimport real
 
 cdef extern from "memory.h" nogil:
@@ -27,7 +27,6 @@ cdef extern from "memory.h" nogil:
         const void* dy, const void* x, const void* y, Py_ssize_t row_bytes)
     bint CAN_STREAM "FASTNORM_CAN_STREAM"
     bint FETCHES_ALONE "FASTNORM_FETCHES_ALONE"     # short rows in order, best without being asked
-    bint MAPS_ASK "FASTNORM_MAPS_ASK"               # those of planes too, wherever they stream
 
 
 cdef enum:
@@ -66,13 +65,21 @@ cdef inline Route choose_route(
     return PAST_CACHE if CAN_STREAM and (streams_well() or team > A_FEW) else THROUGH_CACHE
 
 
-cdef inline Py_ssize_t bytes_ahead(Route route, Py_ssize_t num_bytes) noexcept nogil:
-    """How far ahead a large call asks for what it maps in the order of memory, or 0. Beside
-    streaming stores and several coefficients that are read, too, a processor sees less of what
-    comes next; but where a part of it is in the last cache still, a Zen 4 sees enough."""
-    if route == THROUGH_CACHE:
-        return AHEAD
-    return FAR_AHEAD if MAPS_ASK or num_bytes >= last_cache_bytes() else 0
+cdef inline Py_ssize_t bytes_ahead(
+    Route route, Py_ssize_t num_bytes, bint planes
+) noexcept nogil:
+    """How far ahead a map that is a phase of its own, and so in the order of memory, asks for what
+    it reads in a call that moves so many bytes, or 0. Beside streaming stores most processors see
+    less of what comes next. One that sees it still loses sight of it where several coefficients are
+    read for each element, of columns, and no part of these is in the last cache."""
+    if route == PAST_CACHE and (not sees_ahead() or not planes and num_bytes >= last_cache_bytes()):
+        return FAR_AHEAD
+    return AHEAD if route == THROUGH_CACHE and not planes else 0
+
+
+cdef inline bint asks_in_groups(Route route) noexcept nogil:
+    """Whether those who write several rows at a time ask for the next ones."""
+    return CAN_STREAM and (route == THROUGH_CACHE or route == IN_CACHE and has_far_cache())
 
 
 cdef inline Py_ssize_t last_first(

@@ -12,9 +12,9 @@ from libc.stdlib cimport free, malloc
 from fastnorm._kernels cimport sixteen
 from fastnorm._kernels.arrays cimport FLOAT16, FLOAT32, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport BLOCKS_PER_THREAD, MAX_PARTIALS, ceil_div, threads_for
-from fastnorm._kernels.memory cimport FETCHES_ALONE, IN_CACHE, PAST_CACHE, Writer, choose_route
-from fastnorm._kernels.memory cimport fits_rows, flush, open_writer, place_rows, place_stored
-from fastnorm._kernels.memory cimport rows_abreast
+from fastnorm._kernels.memory cimport FETCHES_ALONE, IN_CACHE, PAST_CACHE, Writer
+from fastnorm._kernels.memory cimport asks_in_groups, choose_route, fits_rows, flush, open_writer
+from fastnorm._kernels.memory cimport place_rows, place_stored, rows_abreast
 from fastnorm._kernels.operands cimport Scratch, load_block, of_this_thread, release
 from fastnorm._kernels.operands cimport nth, result_block, store_block
 from fastnorm._kernels.rows cimport CHUNK, TOGETHER, ask, element, is_sixteen, map_rows
@@ -261,7 +261,7 @@ cdef inline void group_gradients(
         rows, t.centred, dy, dy_step, x, x_step, t.stored, <const real*> t.gamma,
         <real*> place_rows(writer, <char*> dx, rows, t.n * itemsize_of(t.stored)), dx_step,
         dgamma, dbeta, t.n, numbers, ahead,
-        rows * t.n if writer.asks and writer.direct else 0,
+        rows * t.n if writer.direct and asks_in_groups(t.route) else 0,
     )
 
 
