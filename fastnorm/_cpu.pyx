@@ -1,6 +1,7 @@
-"""What this CPU can run, and how much its last cache holds. Compiled for the baseline, and imported
-before any kernel is."""
+"""What this CPU can run, how much its last cache holds, and how many there are. Compiled for the
+baseline, and imported before any kernel is."""
 
+import os
 from pathlib import Path
 
 cdef extern from "_cpu.h":
@@ -65,6 +66,14 @@ cdef bint has_far_cache() noexcept nogil:
     return _has_far_cache
 
 
+cdef int _cpu_count = os.cpu_count() or 1
+
+
+cdef int cpu_count() noexcept nogil:
+    """Of the machine, whoever may use them: it decides about bits, which do not depend on that."""
+    return _cpu_count
+
+
 def last_cache():
     return _last_cache
 
@@ -83,4 +92,12 @@ def assume_streams_well(well):
     global _streams_well
     before = _streams_well
     _streams_well = well
+    return before
+
+
+def assume_cpu_count(count):
+    """Plan as if the machine had so many CPUs; returns how many it had."""
+    global _cpu_count
+    before = _cpu_count
+    _cpu_count = count
     return before

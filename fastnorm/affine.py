@@ -183,7 +183,8 @@ def affine(
     Notes
     -----
     The product is SciPy's BLAS. Its bits do not depend on the number of threads, nor on the strides
-    of x, but they do on the BLAS and on the machine, and may depend on how the weight lies.
+    of x, but they do on the BLAS, the processor and how many CPUs the machine has, and may depend
+    on how the weight lies.
 
     16 bits are converted to float32 tile by tile, the sums are float32, and rounded once.
 

@@ -8,9 +8,18 @@ import pytest
 from checks import ANY_LAYOUT, OUT_LAYOUTS, assert_right, assert_same, over, run_blank
 
 import fastnorm as fn
-from fastnorm import _blas
+from fastnorm import _blas, _cpu
 from fastnorm._registry import AFFINE, DTYPES, HALF_DTYPES, PASSES, Case
 from fastnorm.layers import Affine
+
+
+@pytest.fixture(autouse=True, params=[2, 64], ids="{} CPUs".format)
+def cpus(request):
+    """The more CPUs a machine has, the more tiles."""
+    before = _cpu.assume_cpu_count(request.param)
+    yield
+    _cpu.assume_cpu_count(before)
+
 
 # Several tiles and chunks of the depth, and the last of them a single row or column.
 PRODUCTS = [

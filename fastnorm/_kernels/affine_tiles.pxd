@@ -9,7 +9,7 @@ Many chunks in float are added up in double: over a million rows, a chain of the
 Where the depth is long beside C, it is cut rather than C, into ranges whose sums are then added in
 their order: BLAS packs its share of A and of B for every tile, which for a small one is much.
 
-Tiles and chunks depend on the shape alone, and BLAS gets a panel in the form in which it gets the
+Tiles and chunks depend on the shape and the machine's CPUs alone, and BLAS gets a panel in the form in which it gets the
 array itself. So the bits depend neither on the threads nor on strides, and a 16-bit array gives
 those of its copy in float32. BLAS may add up a transposed operand in another order, hence which
 operand is so depends on the product, not on the array; except for a weight.
@@ -25,6 +25,7 @@ from libc.stdlib cimport free, malloc
 cimport numpy as cnp
 from scipy.linalg.cython_blas cimport dgemm, dgemv, sgemm, sgemv
 
+from fastnorm._cpu cimport cpu_count
 from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div
 from fastnorm._kernels.memory cimport IN_CACHE, PAGE, Writer, open_writer
@@ -37,14 +38,15 @@ cdef enum:
     MIN_TILE = 128              # rows, or columns: BLAS packs (1 / rows + 1 / columns) of the work
     GOOD_ROWS = 256             # from here on, cut columns
     PANEL_ROWS = 64             # from here on, B may be better in a panel
-    MAX_TILE_ROWS = 1024        # above, what is packed of few columns falls out of cache
-    MAX_TILE_COLUMNS = 1024     # a panel of C has so many
+    MAX_TILE_ROWS = 2048        # above, what is packed of few columns falls out of cache
+    MAX_TILE_COLUMNS = 4096     # a panel of C has so many
     TILES_OF_WORK = 65          # tiles for 10^12 floating-point operations; as their cube root
     SMALL_WORK = 2000000        # of a product: from here on, two tiles are worth a second packing
+    LARGE_WORK = 1000000000     # and from here on, two for each CPU, lest all wait for one of them
     TILE_BYTES = 4194304        # or bytes of all three matrices, where these take longer
     PANEL = 65536               # elements of a chunk of A, so that its panel stays in L2,
-    MIN_DEPTH = 256             # and of its rows: below, C is read and written too often
-    FLUSH = 32                  # chunks added in float before they go into double
+    MIN_DEPTH = 512             # and of its rows: below, C is read and written too often
+    FLUSH = 16                  # chunks added in float before they go into double
     MIN_RANGE = 512             # elements of a range of the depth
     SUM_BYTES = 25165824        # of all ranges: 32 MB would be new pages in every call
     ADDED = 512                 # columns of these at a time
@@ -111,8 +113,9 @@ cdef inline void cut_tiles(Product* t) noexcept nogil:
     cdef double work = 2.0 * t.m * t.n * t.k
     cdef double num_bytes = 1.0 * (t.m * t.k + t.k * t.n + t.m * t.n) * itemsize_of(t.dtype)
     cdef Py_ssize_t longest, range_bytes = t.m * t.n * itemsize_of(t.dtype)
-    # More of a larger product, and larger ones.
+    # More of a larger product, and larger ones, but no more than the machine has CPUs for.
     cdef double wanted = max(TILES_OF_WORK * cbrt(work / 1e12), num_bytes / TILE_BYTES)
+    wanted = min(wanted, (2.0 if work >= LARGE_WORK else 1.0) * cpu_count())
     wanted = min(wanted, <double> MAX_PARTIALS) / sqrt(2.0)  # tiles are halved: the nearest number
     t.tile_m, t.tile_n, t.ranges = t.m, t.n, 1
     if wanted < 2 and work >= SMALL_WORK:
