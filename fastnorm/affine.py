@@ -31,6 +31,10 @@ class AffineCache(NamedTuple):
 # Bytes of x up to which a copy costs less than to have all columns of a row in one block.
 _SMALL = 2**20
 
+# A product with a weight of a few columns is our own from so many rows of it on, and of x; one with
+# a weight of a few rows from so many columns on, and bytes of the result. Else BLAS is as fast.
+_WIDE, _MANY, _LARGE = 64, 16, 2**20
+
 
 def _multiply(function: str, *product: Any) -> None:
     """The kernel's matmul, with as many threads as BLAS lets us have."""
@@ -51,11 +55,23 @@ def _times_weight(
     if k == 0 or y.size == 0:
         return
     dtype = _arrays.working_dtype(y)  # x may be dy
+    rows = _arrays.row_count(x)
+    few = _load()[0].MAX_FEW
+    is_thin = n <= few and k >= _WIDE and rows >= _MANY
+    is_shallow = k <= few and n >= _WIDE and rows * n * dtype.itemsize >= _LARGE
+    if is_thin or is_shallow:
+        panel = weight if transposed == (n <= k) else weight.T  # the thin side first
+        panel = np.ascontiguousarray(panel, dtype)
+        if not _load()[0].times_thin(
+            x, panel, _arrays.contiguous(bias), y, rows, k, n, dtype, get_num_threads()
+        ):
+            raise MemoryError(f"{function}: no memory for a few rows")
+        return
     if _arrays.is_transposed(weight):
         weight, transposed = weight.T, not transposed
     _multiply(
         function, x, False, weight, transposed, _arrays.contiguous(bias), y,
-        _arrays.row_count(x), n, k, dtype,
+        rows, n, k, dtype,
     )  # fmt: skip
 
 
@@ -69,7 +85,7 @@ def _weight_gradient(function: str, x: Array, dy: Array, weight: Array) -> Array
     dweight = filled.T if transposed else filled
     if min(m, n) <= _load()[0].MAX_THIN:
         thin, wide, product = (x, dy, dweight) if m <= n else (dy, x, dweight.T)
-        if not _load()[0].thin_matmul(
+        if not _load()[0].thin_gradient(
             thin, wide, product, rows, min(m, n), max(m, n), dtype, get_num_threads()
         ):
             raise MemoryError(f"{function}: no memory for dweight")

@@ -34,6 +34,9 @@ PRODUCTS = [
         (1100, 300, 300),  # and ranges of the depth, backward
         (2500, 130, 260),
         (130, 300, 1024),  # a weight and dy whose rows are a page apart
+        (2600, 131, 7),  # columns that are few, so that depth is, backward
+        (1027, 4200, 11),
+        (4001, 5, 83),
     )
 ]
 

@@ -5,6 +5,7 @@ import numpy as np
 from .._typing import Array
 
 MAX_THIN: int
+MAX_FEW: int
 
 def matmul(
     a: Array,
@@ -27,7 +28,18 @@ def sum_rows(
     working: np.dtype[Any],
     num_threads: int,
 ) -> bool: ...
-def thin_matmul(
+def times_thin(
+    a: Array,
+    weight: Array,
+    bias: Array | None,
+    c: Array,
+    rows: int,
+    k: int,
+    n: int,
+    working: np.dtype[Any],
+    num_threads: int,
+) -> bool: ...
+def thin_gradient(
     a: Array,
     b: Array,
     c: Array,

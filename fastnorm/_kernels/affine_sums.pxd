@@ -1,14 +1,8 @@
-"""The sums over rows that are not left to BLAS: dbias, and a dweight of which one side is thin, for
-which gemm would pack all of the other operand for a few columns of output.
-
-Every column is added up on its own, FLUSH rows in the type that is computed in, then in double. The
-thin dweight reads every row of the wide operand once, and adds it to each thin one's sums.
-"""
+"""dbias, the sum of the rows of dy. Every column is added up on its own, FLUSH rows in the type
+that is computed in, then in double."""
 
 from fastnorm._kernels.arrays cimport FLOAT32, Dtype, real
-from fastnorm._kernels.blocks cimport ceil_div
-from fastnorm._kernels.columns cimport FLUSH, column_sums, column_weighted_sums
-from fastnorm._kernels.convert cimport write_run
+from fastnorm._kernels.columns cimport FLUSH, column_sums
 from fastnorm._kernels.engine cimport store
 from fastnorm._kernels.operands cimport ROOM, Operand, Scratch, load_block, of_this_thread
 from fastnorm._kernels.operands cimport padded, nth, room
@@ -17,8 +11,6 @@ from fastnorm._kernels.vectors cimport Vector
 cdef enum:
     EIGHT = 8                   # rows that are added up among themselves
     SUM_COLUMNS = ROOM // EIGHT
-    THIN = 16                   # columns of a thin matrix, at most; the sums of a strip fill L1
-    THIN_COLUMNS = 256
 
 
 cdef struct ColumnSums:
@@ -59,60 +51,3 @@ cdef inline void sum_block(void* task, Py_ssize_t block) noexcept nogil:
         sum_strip(t, block * SUM_COLUMNS, <float*> nth(scratch, 0))
     else:
         sum_strip(t, block * SUM_COLUMNS, <double*> nth(scratch, 0))
-
-
-cdef struct ThinProduct:
-    Dtype dtype                 # that is computed in
-    Py_ssize_t rows, thin, wide
-    Operand a                   # (rows, thin)
-    Operand b                   # (rows, wide)
-    Scratch scratch
-    Vector c                    # (thin, wide): the first row,
-    Py_ssize_t c_step           # and bytes from it to the next
-    Py_ssize_t columns          # of a block
-
-
-cdef inline void thin_strip(
-    ThinProduct* t, Py_ssize_t start, real* a_scratch, real* b_scratch
-) noexcept nogil:
-    cdef real sums[THIN * THIN_COLUMNS]
-    cdef double totals[THIN * THIN_COLUMNS]
-    cdef Py_ssize_t n = min(t.columns, t.wide - start), row = 0, more, some, i, j
-    cdef Py_ssize_t a_stride, b_stride
-    cdef const real* a
-    cdef const real* b
-    for j in range(t.thin * n):
-        totals[j] = 0
-    while row < t.rows:
-        more = min(t.rows - row, <Py_ssize_t> FLUSH)
-        a = load_block(&t.a, row * t.thin, t.thin, more, t.thin, a_scratch, &a_stride)
-        for j in range(t.thin * n):
-            sums[j] = 0
-        # Eight rows at a time, so that they stay in L1 for all of the sums.
-        i = 0
-        while i < more:
-            some = min(more - i, <Py_ssize_t> EIGHT)
-            b = load_block(
-                &t.b, (row + i) * t.wide + start, t.wide, some, n, b_scratch, &b_stride
-            )
-            for j in range(t.thin):
-                column_weighted_sums(
-                    b, b_stride, some, n, a + i * a_stride + j, a_stride, sums + j * n
-                )
-            i += EIGHT
-        for j in range(t.thin * n):
-            totals[j] += sums[j]
-        row += more
-    for j in range(t.thin):
-        write_run(
-            t.c.dtype, totals + j * n, n, t.c.data + j * t.c_step + start * t.c.stride, t.c.stride
-        )
-
-
-cdef inline void thin_block(void* task, Py_ssize_t block) noexcept nogil:
-    cdef ThinProduct* t = <ThinProduct*> task
-    cdef Scratch scratch = of_this_thread(t.scratch)
-    if t.dtype == FLOAT32:
-        thin_strip(t, block * t.columns, <float*> nth(scratch, 0), <float*> nth(scratch, 1))
-    else:
-        thin_strip(t, block * t.columns, <double*> nth(scratch, 0), <double*> nth(scratch, 1))

@@ -9,10 +9,10 @@ Many chunks in float are added up in double: over a million rows, a chain of the
 Where the depth is long beside C, it is cut rather than C, into ranges whose sums are then added in
 their order: BLAS packs its share of A and of B for every tile, which for a small one is much.
 
-Tiles and chunks depend on the shape and the machine's CPUs alone, and BLAS gets a panel in the form in which it gets the
-array itself. So the bits depend neither on the threads nor on strides, and a 16-bit array gives
-those of its copy in float32. BLAS may add up a transposed operand in another order, hence which
-operand is so depends on the product, not on the array; except for a weight.
+Tiles and chunks depend on the shape and the machine's CPUs alone, and BLAS gets a panel in the form
+in which it gets the array itself. So the bits depend neither on the threads nor on strides, and a
+16-bit array gives those of its copy in float32. BLAS may add up a transposed operand in another
+order, hence which operand is so depends on the product, not on the array; except for a weight.
 
 BLAS is column-major: what is row-major here is its transpose there, and C = A·B is Cᵀ = Bᵀ·Aᵀ.
 """
@@ -43,9 +43,10 @@ cdef enum:
     TILES_OF_WORK = 65          # tiles for 10^12 floating-point operations; as their cube root
     SMALL_WORK = 2000000        # of a product: from here on, two tiles are worth a second packing
     LARGE_WORK = 1000000000     # and from here on, two for each CPU, lest all wait for one of them
-    TILE_BYTES = 4194304        # or bytes of all three matrices, where these take longer
-    PANEL = 65536               # elements of a chunk of A, so that its panel stays in L2,
-    MIN_DEPTH = 512             # and of its rows: below, C is read and written too often
+    TILE_BYTES = 4194304        # or bytes of all three matrices, where these take longer,
+    VECTOR_BYTES = 524288       # and if one of them is a vector, which costs nothing to pack
+    DEPTH = 512                 # of a chunk: below, C is read too often; above, BLAS loses digits
+    PANEL = 65536               # elements of a matrix that a vector is multiplied with, at once
     FLUSH = 16                  # chunks added in float before they go into double
     MIN_RANGE = 512             # elements of a range of the depth
     SUM_BYTES = 25165824        # of all ranges: 32 MB would be new pages in every call
@@ -113,8 +114,9 @@ cdef inline void cut_tiles(Product* t) noexcept nogil:
     cdef double work = 2.0 * t.m * t.n * t.k
     cdef double num_bytes = 1.0 * (t.m * t.k + t.k * t.n + t.m * t.n) * itemsize_of(t.dtype)
     cdef Py_ssize_t longest, range_bytes = t.m * t.n * itemsize_of(t.dtype)
+    cdef double tile_bytes = VECTOR_BYTES if min(min(t.m, t.n), t.k) == 1 else TILE_BYTES
     # More of a larger product, and larger ones, but no more than the machine has CPUs for.
-    cdef double wanted = max(TILES_OF_WORK * cbrt(work / 1e12), num_bytes / TILE_BYTES)
+    cdef double wanted = max(TILES_OF_WORK * cbrt(work / 1e12), num_bytes / tile_bytes)
     wanted = min(wanted, (2.0 if work >= LARGE_WORK else 1.0) * cpu_count())
     wanted = min(wanted, <double> MAX_PARTIALS) / sqrt(2.0)  # tiles are halved: the nearest number
     t.tile_m, t.tile_n, t.ranges = t.m, t.n, 1
@@ -140,8 +142,9 @@ cdef inline void cut_tiles(Product* t) noexcept nogil:
 
 
 cdef inline void cut_depth(Product* t) noexcept nogil:
-    """Into chunks of almost the same length."""
-    cdef Py_ssize_t most = max(PANEL // t.tile_m, <Py_ssize_t> MIN_DEPTH)
+    """Into chunks of almost the same length. Of a small product BLAS adds up a chunk in one chain;
+    not of a vector's, which it would only have to begin more often."""
+    cdef Py_ssize_t most = DEPTH if min(t.m, t.n) > 1 else max(PANEL // t.tile_m, DEPTH)
     cdef Py_ssize_t k = ceil_div(t.k, t.ranges)
     t.depth = ceil_div(ceil_div(k, ceil_div(k, most)), TILE_STEP) * TILE_STEP
     t.range = ceil_div(k, t.depth) * t.depth
