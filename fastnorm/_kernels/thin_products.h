@@ -9,55 +9,66 @@
 #define IN_EIGHT ((ptrdiff_t)(sizeof(eight) / sizeof(real)))
 #define EACH(k, count) FASTNORM_UNROLL for (k = 0; k < (count); ++k)
 
-/* Products of a row at once, whose lanes fit the registers. */
-#define DOTS (FASTNORM_VECTOR == 64 ? VECTORS == 2 ? 5 : 2 : 1)
+#define EACH_ROW(r) EACH(r, FASTNORM_DOT_ROWS)
 
-/* sums[r, j] += Σ x[r]·w[j] of so many rows and products, both constants. x is asked for `ahead` elements further on. */
+/* Products of a row at once, whose lanes fit the registers. */
+#define DOTS (FASTNORM_VECTOR == 64 && VECTORS == 2 ? 5 : 1)
+
+/* sums[r, j] += Σ x[r]·w[j] of so many products, a constant. x is asked for `ahead` elements further on. */
 FASTNORM_INLINE void FASTNORM_NAME(add_some_dots)(
-    ptrdiff_t rows, ptrdiff_t products, const real *x, ptrdiff_t x_step, const real *w, ptrdiff_t w_step, ptrdiff_t n,
-    ptrdiff_t ahead, double *sums)
+    ptrdiff_t products, const real *x, ptrdiff_t x_step, const real *w, ptrdiff_t w_step, ptrdiff_t n, ptrdiff_t ahead,
+    double *sums)
 {
     lanes a[FASTNORM_DOT_ROWS][5];
     ptrdiff_t i = 0, k, r, j;
-    EACH(r, rows) EACH(j, products) a[r][j] = FASTNORM_NAME(no_lanes)();
+    EACH_ROW(r) EACH(j, products) a[r][j] = FASTNORM_NAME(no_lanes)();
     for (; i + FASTNORM_LANES <= n; i += FASTNORM_LANES) {
-        EACH(r, rows) if (ahead) fastnorm_prefetch_far(x + r * x_step + i + ahead, FASTNORM_LANES * sizeof(real));
+        EACH_ROW(r) if (ahead) fastnorm_prefetch_far(x + r * x_step + i + ahead, FASTNORM_LANES * sizeof(real));
         EACH(k, VECTORS) EACH(j, products) {
             const vector v = *(const vector *)(w + j * w_step + i + k * WIDTH);
-            EACH(r, rows) a[r][j].main[k] += *(const vector *)(x + r * x_step + i + k * WIDTH) * v;
+            EACH_ROW(r) a[r][j].main[k] += *(const vector *)(x + r * x_step + i + k * WIDTH) * v;
         }
     }
     for (; i + FASTNORM_TAIL <= n; i += FASTNORM_TAIL) {
         EACH(k, EIGHTS) EACH(j, products) {
             const eight v = *(const eight *)(w + j * w_step + i + k * IN_EIGHT);
-            EACH(r, rows) a[r][j].tail[k] += *(const eight *)(x + r * x_step + i + k * IN_EIGHT) * v;
+            EACH_ROW(r) a[r][j].tail[k] += *(const eight *)(x + r * x_step + i + k * IN_EIGHT) * v;
         }
     }
     for (; i < n; ++i) {
-        EACH(r, rows) EACH(j, products) a[r][j].rest += x[r * x_step + i] * w[j * w_step + i];
+        EACH_ROW(r) EACH(j, products) a[r][j].rest += x[r * x_step + i] * w[j * w_step + i];
         FASTNORM_HAS_EFFECT();
     }
-    EACH(r, rows) EACH(j, products) sums[r * FASTNORM_THIN + j] += FASTNORM_NAME(fold_lanes)(a[r][j]);
+    EACH_ROW(r) EACH(j, products) sums[r * FASTNORM_THIN + j] += FASTNORM_NAME(fold_lanes)(a[r][j]);
 }
 
-/* sums[r, j] += Σ x[r]·w[j] of all rows and products; the sums of a row are FASTNORM_THIN after those of the one before. */
-FASTNORM_ONCE void FASTNORM_NAME(add_dots)(
+/* sums[r, j] += Σ x[r]·w[j] of all products of FASTNORM_DOT_ROWS rows; the sums of a row are FASTNORM_THIN after those of the
+   one before. */
+FASTNORM_ONCE void FASTNORM_NAME(add_dots_of_rows)(
+    const real *x, ptrdiff_t x_step, const real *w, ptrdiff_t w_step, ptrdiff_t products, ptrdiff_t n, ptrdiff_t ahead,
+    double *sums)
+{
+    for (; products >= DOTS; products -= DOTS, w += DOTS * w_step, sums += DOTS, ahead = 0)
+        FASTNORM_NAME(add_some_dots)(DOTS, x, x_step, w, w_step, n, ahead, sums);
+    if (DOTS == 1) return;
+    for (; products; --products, w += w_step, ++sums, ahead = 0)
+        FASTNORM_NAME(add_some_dots)(1, x, x_step, w, w_step, n, ahead, sums);
+}
+
+/* The same of any number of rows. What is one too many for another two is taken twice. */
+static inline void FASTNORM_NAME(add_dots)(
     const real *x, ptrdiff_t x_step, ptrdiff_t rows, const real *w, ptrdiff_t w_step, ptrdiff_t products, ptrdiff_t n,
     ptrdiff_t ahead, double *sums)
 {
-    ptrdiff_t r, j;
-    for (r = 0; r < rows; r += FASTNORM_DOT_ROWS, x += FASTNORM_DOT_ROWS * x_step, sums += FASTNORM_DOT_ROWS * FASTNORM_THIN) {
-        j = 0;
-        if (r + FASTNORM_DOT_ROWS <= rows) {
-            for (; j + DOTS <= products; j += DOTS)
-                FASTNORM_NAME(add_some_dots)(FASTNORM_DOT_ROWS, DOTS, x, x_step, w + j * w_step, w_step, n, j ? 0 : ahead, sums + j);
-            for (; j < products; ++j)
-                FASTNORM_NAME(add_some_dots)(FASTNORM_DOT_ROWS, 1, x, x_step, w + j * w_step, w_step, n, j ? 0 : ahead, sums + j);
-        } else {
-            for (; j < products; ++j)
-                FASTNORM_NAME(add_some_dots)(1, 1, x, x_step, w + j * w_step, w_step, n, 0, sums + j);
-        }
+    double twice[FASTNORM_DOT_ROWS * FASTNORM_THIN] = {0};
+    ptrdiff_t j;
+    for (; rows >= FASTNORM_DOT_ROWS; rows -= FASTNORM_DOT_ROWS) {
+        FASTNORM_NAME(add_dots_of_rows)(x, x_step, w, w_step, products, n, ahead, sums);
+        x += FASTNORM_DOT_ROWS * x_step, sums += FASTNORM_DOT_ROWS * FASTNORM_THIN;
     }
+    if (rows == 0) return;
+    FASTNORM_NAME(add_dots_of_rows)(x, 0, w, w_step, products, n, 0, twice);
+    for (j = 0; j < products; ++j) sums[j] += twice[j];
 }
 
 /* y = bias + Σ_j a[j]·w[j], from j = 0 on, of `count` vectors at y. */
@@ -95,6 +106,7 @@ FASTNORM_ONCE void FASTNORM_NAME(combine_rows)(
 }
 
 #undef DOTS
+#undef EACH_ROW
 #undef EACH
 #undef IN_EIGHT
 #undef EIGHTS
