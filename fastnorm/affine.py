@@ -32,8 +32,9 @@ class AffineCache(NamedTuple):
 _SMALL = 2**20
 
 # A product with a weight of a few columns is our own from so many rows of it on, and of x; one with
-# a weight of a few rows from so many columns on, and bytes of the result. Else BLAS is as fast.
-_WIDE, _MANY, _LARGE = 64, 16, 2**20
+# a weight of a few rows from so many columns on, and bytes of the result; one of a few rows of x
+# from so many bytes of the weight on. Else BLAS is as fast.
+_WIDE, _MANY, _LARGE, _FEW_ROWS = 64, 16, 2**20, 8
 
 
 def _multiply(function: str, *product: Any) -> None:
@@ -43,6 +44,44 @@ def _multiply(function: str, *product: Any) -> None:
         num_threads = get_num_threads() if blas.can_be_single_threaded() else 1
         if not kernel.matmul(*product, num_threads):
             raise MemoryError(f"{function}: no memory for the tiles")
+
+
+def _has_few_rows(rows: int, k: int, n: int, dtype: Any) -> bool:
+    """Whether x has, beside a weight that BLAS would pack for them."""
+    is_packed = min(k, n) >= _WIDE and k * n * dtype.itemsize >= _LARGE
+    return is_packed and 1 < rows <= min(_FEW_ROWS, _load()[0].MAX_FEW)
+
+
+def _times_few_columns(
+    function: str, x: Array, weight: Array, bias: Array | None, y: Array, dtype: Any
+) -> None:
+    """y = x @ weight + bias, for a weight of a few columns or rows."""
+    k, n = weight.shape
+    panel = np.ascontiguousarray(weight.T if n <= k else weight, dtype)
+    if not _load()[0].times_thin(
+        x, panel, _arrays.contiguous(bias), y, _arrays.row_count(x), k, n, dtype, get_num_threads()
+    ):
+        raise MemoryError(f"{function}: no memory for a few columns")
+
+
+def _times_few_rows(
+    function: str, x: Array, weight: Array, bias: Array | None, y: Array, dtype: Any
+) -> None:
+    """The same for a few rows of x, with which the weight is multiplied, in the order of memory."""
+    (k, n), few, num_threads = weight.shape, _arrays.row_count(x), get_num_threads()
+    panel = np.ascontiguousarray(x.reshape(few, k), dtype)
+    product = _arrays.empty((few, n), dtype)
+    if _arrays.is_transposed(weight):
+        done = _load()[0].times_thin(
+            weight.T, panel, None, product.T, n, k, few, dtype, num_threads
+        )
+    else:
+        done = _load()[0].thin_gradient(panel.T, weight, product, k, few, n, dtype, num_threads)
+    if not done:
+        raise MemoryError(f"{function}: no memory for a few rows")
+    if bias is not None:
+        product += bias.astype(dtype)
+    y[...] = product.reshape(y.shape)
 
 
 def _times_weight(
@@ -55,17 +94,15 @@ def _times_weight(
     if k == 0 or y.size == 0:
         return
     dtype = _arrays.working_dtype(y)  # x may be dy
-    rows = _arrays.row_count(x)
-    few = _load()[0].MAX_FEW
-    is_thin = n <= few and k >= _WIDE and rows >= _MANY
+    rows, few = _arrays.row_count(x), _load()[0].MAX_FEW
+    is_narrow = n <= few and k >= _WIDE and rows >= _MANY
     is_shallow = k <= few and n >= _WIDE and rows * n * dtype.itemsize >= _LARGE
-    if is_thin or is_shallow:
-        panel = weight if transposed == (n <= k) else weight.T  # the thin side first
-        panel = np.ascontiguousarray(panel, dtype)
-        if not _load()[0].times_thin(
-            x, panel, _arrays.contiguous(bias), y, rows, k, n, dtype, get_num_threads()
-        ):
-            raise MemoryError(f"{function}: no memory for a few rows")
+    product = function, x, weight.T if transposed else weight, bias, y, dtype
+    if is_narrow or is_shallow:
+        _times_few_columns(*product)
+        return
+    if _has_few_rows(rows, k, n, dtype):
+        _times_few_rows(*product)
         return
     if _arrays.is_transposed(weight):
         weight, transposed = weight.T, not transposed
@@ -89,6 +126,9 @@ def _weight_gradient(function: str, x: Array, dy: Array, weight: Array) -> Array
             thin, wide, product, rows, min(m, n), max(m, n), dtype, get_num_threads()
         ):
             raise MemoryError(f"{function}: no memory for dweight")
+    elif _has_few_rows(rows, m, n, dtype):
+        a, b = (v.reshape(rows, v.shape[-1]) for v in ((dy, x) if transposed else (x, dy)))
+        _times_few_columns(function, a.T, b, None, filled, dtype)
     elif transposed:
         _multiply(function, dy, True, x, False, None, filled, n, m, rows, dtype)
     else:

@@ -37,6 +37,8 @@ PRODUCTS = [
         (2600, 131, 7),  # columns that are few, so that depth is, backward
         (1027, 4200, 11),
         (4001, 5, 83),
+        (7, 700, 601),  # rows that are few
+        (8, 4200, 67),
     )
 ]
 

@@ -8,7 +8,8 @@ wide operand once, in the order of memory.
     thin gradient   C = Aᵀ·B for a thin A. Every element is added up on its own, FLUSH rows in the
                     type that is computed in, then in double
 
-The weight of the first two is a panel (few, n) that the caller has filled.
+The weight of the first two is a panel (few, n) that the caller has filled. Where it is x that has
+few rows, it takes the weight's part.
 """
 
 from fastnorm._kernels.arrays cimport FLOAT32, Dtype, itemsize_of, real
@@ -83,6 +84,8 @@ cdef inline void thin_output(
     cdef real* y
     cdef Writer writer
     open_writer(&writer, t.route, t.c.direct)
+    if t.a.direct and not t.c.direct:  # a few rows of x: C is turned
+        group = GROUP
     while first < last:
         rows, start = min(last - first, group), 0
         for j in range(rows * THIN):
