@@ -64,21 +64,24 @@ def _times_few_columns(
         raise MemoryError(f"{function}: no memory for a few columns")
 
 
+def _thin_gradient(function: str, a: Array, b: Array, product: Array, dtype: Any) -> None:
+    """product = a.T @ b, with all axes but the last taken as one, for a few columns of a."""
+    if not _load()[0].thin_gradient(
+        a, b, product, _arrays.row_count(a), *product.shape, dtype, get_num_threads()
+    ):
+        raise MemoryError(f"{function}: no memory for a thin gradient")
+
+
 def _times_few_rows(
     function: str, x: Array, weight: Array, bias: Array | None, y: Array, dtype: Any
 ) -> None:
     """The same for a few rows of x, with which the weight is multiplied, in the order of memory."""
-    (k, n), few, num_threads = weight.shape, _arrays.row_count(x), get_num_threads()
-    panel = np.ascontiguousarray(x.reshape(few, k), dtype)
-    product = _arrays.empty((few, n), dtype)
+    columns = np.ascontiguousarray(x.reshape(-1, x.shape[-1]), dtype).T
+    product = _arrays.empty((columns.shape[1], weight.shape[1]), dtype)
     if _arrays.is_transposed(weight):
-        done = _load()[0].times_thin(
-            weight.T, panel, None, product.T, n, k, few, dtype, num_threads
-        )
+        _times_few_columns(function, weight.T, columns, None, product.T, dtype)
     else:
-        done = _load()[0].thin_gradient(panel.T, weight, product, k, few, n, dtype, num_threads)
-    if not done:
-        raise MemoryError(f"{function}: no memory for a few rows")
+        _thin_gradient(function, columns, weight, product, dtype)
     if bias is not None:
         product += bias.astype(dtype)
     y[...] = product.reshape(y.shape)
@@ -122,10 +125,7 @@ def _weight_gradient(function: str, x: Array, dy: Array, weight: Array) -> Array
     dweight = filled.T if transposed else filled
     if min(m, n) <= _load()[0].MAX_THIN:
         thin, wide, product = (x, dy, dweight) if m <= n else (dy, x, dweight.T)
-        if not _load()[0].thin_gradient(
-            thin, wide, product, rows, min(m, n), max(m, n), dtype, get_num_threads()
-        ):
-            raise MemoryError(f"{function}: no memory for dweight")
+        _thin_gradient(function, thin, wide, product, dtype)
     elif _has_few_rows(rows, m, n, dtype):
         a, b = (v.reshape(rows, v.shape[-1]) for v in ((dy, x) if transposed else (x, dy)))
         _times_few_columns(function, a.T, b, None, filled, dtype)
@@ -238,9 +238,9 @@ def affine(
 
     Notes
     -----
-    The product is SciPy's BLAS. Its bits do not depend on the number of threads, nor on the strides
-    of x, but they do on the BLAS, the processor and how many CPUs the machine has, and may depend
-    on how the weight lies.
+    The product is SciPy's BLAS, or a kernel of fastnorm's own where one side is thin. Its bits do
+    not depend on the number of threads, nor on the strides of x, but they do on the BLAS, the
+    processor and how many CPUs the machine has, and may depend on how the weight lies.
 
     16 bits are converted to float32 tile by tile, the sums are float32, and rounded once.
 

@@ -34,6 +34,9 @@ THREADS = (2, 3, 7)
 # Several blocks of 64 KB for each of seven threads, in float32.
 LARGE = [
     *((operation, case) for operation, case in every_case() if prod(case.shape) > 100_000),
+    # Results of a thin depth: y of one, dx of the other.
+    (AFFINE, Case("4001x5 to 83", (4001, 5), data={"outputs": 83})),
+    (AFFINE, Case("4001x83 to 5", (4001, 83), data={"outputs": 5})),
     (LAYER_NORM, Case("3000x128", (3000, 128))),
     (LAYER_NORM, Case("3000x259", (3000, 259))),
     (LAYER_NORM, Case("100003x7", (100_003, 7))),

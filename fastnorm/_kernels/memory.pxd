@@ -77,11 +77,6 @@ cdef inline Py_ssize_t bytes_ahead(
     return AHEAD if route == THROUGH_CACHE and not planes else 0
 
 
-cdef inline bint asks_in_groups(Route route) noexcept nogil:
-    """Whether those who write several rows at a time ask for the next ones."""
-    return CAN_STREAM and (route == THROUGH_CACHE or route == IN_CACHE and has_far_cache())
-
-
 cdef inline Py_ssize_t last_first(
     Py_ssize_t index, Py_ssize_t blocks, Py_ssize_t num_bytes
 ) noexcept nogil:
@@ -109,6 +104,11 @@ cdef inline void open_writer(Writer* w, Route route, bint direct) noexcept nogil
     # Other CPUs than x86-64 see by themselves that whole lines are written, and do not read them.
     w.asks = CAN_STREAM and route == THROUGH_CACHE
     w.content = w.sink.bytes
+
+
+cdef inline bint asks_in_groups(Writer* w, Route route) noexcept nogil:
+    """Whether those who write several rows at a time ask for the next ones."""
+    return w.direct and (w.asks or route == IN_CACHE and has_far_cache())
 
 
 cdef inline char* at_line(void* p) noexcept nogil:

@@ -261,7 +261,7 @@ cdef inline void group_gradients(
         rows, t.centred, dy, dy_step, x, x_step, t.stored, <const real*> t.gamma,
         <real*> place_rows(writer, <char*> dx, rows, t.n * itemsize_of(t.stored)), dx_step,
         dgamma, dbeta, t.n, numbers, ahead,
-        rows * t.n if writer.direct and asks_in_groups(t.route) else 0,
+        rows * t.n if asks_in_groups(writer, t.route) else 0,
     )
 
 

@@ -14,12 +14,12 @@
 /* Products of a row at once, whose lanes fit the registers. */
 #define DOTS (FASTNORM_VECTOR == 64 && VECTORS == 2 ? 5 : 1)
 
-/* sums[r, j] += Σ x[r]·w[j] of so many products, a constant. x is asked for `ahead` elements further on. */
+/* sums[r, j] += Σ x[r]·w[j] of so many products, a constant, DOTS at most. x is asked for `ahead` elements further on. */
 FASTNORM_INLINE void FASTNORM_NAME(add_some_dots)(
     ptrdiff_t products, const real *x, ptrdiff_t x_step, const real *w, ptrdiff_t w_step, ptrdiff_t n, ptrdiff_t ahead,
     double *sums)
 {
-    lanes a[FASTNORM_DOT_ROWS][5];
+    lanes a[FASTNORM_DOT_ROWS][DOTS];
     ptrdiff_t i = 0, k, r, j;
     EACH_ROW(r) EACH(j, products) a[r][j] = FASTNORM_NAME(no_lanes)();
     for (; i + FASTNORM_LANES <= n; i += FASTNORM_LANES) {
@@ -50,7 +50,7 @@ FASTNORM_ONCE void FASTNORM_NAME(add_dots_of_rows)(
 {
     for (; products >= DOTS; products -= DOTS, w += DOTS * w_step, sums += DOTS, ahead = 0)
         FASTNORM_NAME(add_some_dots)(DOTS, x, x_step, w, w_step, n, ahead, sums);
-    if (DOTS == 1) return;
+    if (DOTS == 1) return; /* compilers do not see that none are left */
     for (; products; --products, w += w_step, ++sums, ahead = 0)
         FASTNORM_NAME(add_some_dots)(1, x, x_step, w, w_step, n, ahead, sums);
 }
