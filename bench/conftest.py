@@ -21,6 +21,7 @@ def pytest_collection_modifyitems(items):
 
 
 ROWS = pytest.StashKey[list]()
+BETWEEN_OTHERS = 500  # rounds of a call that follows another one each time
 
 
 def pytest_configure(config):
@@ -54,10 +55,11 @@ def measure(benchmark, least_times, request):
 
     `name` says what is timed, one of a group. What follows `baseline` in its group is compared
     with it: ``speedup``, per byte where the two move different numbers of bytes. `copied` is the
-    array whose copy by NumPy is the unit of ``copies``.
+    array whose copy by NumPy is the unit of ``copies``. `before` is called before each of the
+    timed calls.
     """
 
-    def run(call, name, group, bytes_moved=None, *, baseline="reference", copied=None):
+    def run(call, name, group, bytes_moved=None, *, baseline="reference", copied=None, before=None):
         info = benchmark.extra_info
         benchmark.group = group
         info["num_threads"] = fn.get_num_threads()
@@ -65,8 +67,11 @@ def measure(benchmark, least_times, request):
             benchmark(call)
             return
         call()  # warm: first calls make threads, choose algorithms, touch memory
-        before = time_of_copy(copied)
-        benchmark(call)
+        time_before = time_of_copy(copied)
+        if before is None:
+            benchmark(call)
+        else:
+            benchmark.pedantic(call, setup=before, rounds=BETWEEN_OTHERS)
         least = benchmark.stats.stats.min
         least_times[group, name] = least, bytes_moved or 1
         if bytes_moved:
@@ -74,7 +79,7 @@ def measure(benchmark, least_times, request):
             info["ns_per_byte"] = round(least / bytes_moved * 1e9, 4)
             info["from"] = "cache" if bytes_moved < _cpu.last_cache() else "memory"
         if copied is not None:
-            info["copies"] = round(least / min(before, time_of_copy(copied)), 3)
+            info["copies"] = round(least / min(time_before, time_of_copy(copied)), 3)
         if name != baseline and (group, baseline) in least_times:
             time, moved = least_times[group, baseline]
             info["baseline"] = baseline

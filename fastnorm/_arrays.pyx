@@ -163,7 +163,7 @@ def output(function, out, tuple shape, cnp.dtype dtype, *inputs, may_be=None):
             f"got strides {out.strides}"
         )
     for name, a in inputs:
-        if a is not None and overlap(result, a) and not (a is may_be and is_same(result, a)):
+        if a is not None and not (a is may_be and is_same(result, a)) and overlap(result, a):
             raise ValueError(f"{function}: out must not overlap {name}")
     return given
 

@@ -30,6 +30,5 @@ cdef void store(
 # False: no memory, and nothing is done.
 cdef bint forward_rows(Task* t, int num_threads) noexcept nogil
 cdef bint backward_rows(Task* t, int num_threads) noexcept nogil
-cdef bint forward_groups(GroupRows* g, int num_threads) noexcept nogil
 cdef bint backward_groups(GroupRows* g, int num_threads) noexcept nogil
 cdef bint run_channels(Channels* t, int num_threads) noexcept nogil

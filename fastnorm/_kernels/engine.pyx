@@ -10,7 +10,7 @@ from fastnorm._kernels.arrays cimport FLOAT32, dtype_of, itemsize_of
 from fastnorm._kernels.channels cimport run
 from fastnorm._kernels.convert cimport read_run
 # By their names: of what a package is asked for, `cython -M` does not tell that it must be watched.
-from fastnorm._kernels.group_norm_rows cimport backward_rows_of_groups, forward_rows_of_groups
+from fastnorm._kernels.group_norm_rows cimport backward_rows_of_groups
 from fastnorm._kernels.rows_backward cimport run_backward
 from fastnorm._kernels.rows_forward cimport run_forward
 
@@ -74,10 +74,6 @@ cdef bint forward_rows(Task* t, int num_threads) noexcept nogil:
 
 cdef bint backward_rows(Task* t, int num_threads) noexcept nogil:
     return run_backward(t, num_threads)
-
-
-cdef bint forward_groups(GroupRows* g, int num_threads) noexcept nogil:
-    return forward_rows_of_groups(g, num_threads)
 
 
 cdef bint backward_groups(GroupRows* g, int num_threads) noexcept nogil:

@@ -27,13 +27,12 @@ from fastnorm._kernels.channels_task cimport NO_REDUCTION, SCALE, SCALE_SHIFT, S
 from fastnorm._kernels.channels_task cimport WEIGHTED_GRADIENT, Channels, Operands, Reduction
 from fastnorm._kernels.channels_task cimport high_parts, plan_groups, rescue_channels
 from fastnorm._kernels.channels_task cimport set_coefficients, set_of_groups, use_operands
-from fastnorm._kernels.engine cimport backward_groups, forward_groups, load, run_channels
+from fastnorm._kernels.engine cimport backward_groups, forward_rows, load, run_channels
 from fastnorm._kernels.engine cimport set_operands, set_rows, store
 from fastnorm._kernels.group_norm_task cimport GroupRows, are_rows
-from fastnorm._kernels.memory cimport choose_route
 from fastnorm._kernels.moments cimport is_usable, reciprocal_std
-from fastnorm._kernels.operands cimport release, working_dtype
-from fastnorm._kernels.rows_task cimport Task, reserve_scratch, set_view
+from fastnorm._kernels.operands cimport working_dtype
+from fastnorm._kernels.rows_task cimport Task, set_view
 from fastnorm._kernels.vectors cimport Vector, vector_of
 from fastnorm._pool cimport parallel_for
 
@@ -351,32 +350,28 @@ cdef int run_rows(
 ) except -1:
     """Forward, or backward where there is dy."""
     cdef Task* t = &rows.task
-    cdef int operands = 1 if dy is None else 2
-    cdef Py_ssize_t num_bytes
-    cdef bint done = True
+    cdef bint done
+    cdef void* scale = NULL
+    cdef void* shift = NULL
     set_view(t, working_dtype(x), True, batch * num_groups, group * s)
     rows.s, t.period = s, num_groups
     set_rows(t, x, dy, y, False)
-    num_bytes = t.rows * t.n * itemsize_of(t.x.dtype)
-    num_threads = threads_for(num_bytes, num_threads)
-    t.route = choose_route(num_bytes, operands + 1, num_threads, False)
     try:
-        t.gamma = expanded(gamma, t.dtype, num_groups * group, s)
-        t.beta = expanded(beta, t.dtype, num_groups * group, s)
+        scale = expanded(gamma, t.dtype, num_groups * group, s)
+        shift = expanded(beta, t.dtype, num_groups * group, s)
+        t.gamma, t.beta = scale, shift
         with nogil:
-            done = reserve_scratch(t, num_threads)
-            if done and operands == 2:
+            if t.dy.data == NULL:
+                done = forward_rows(t, num_threads)
+            else:
                 done = backward_groups(rows, num_threads)
-            elif done:
-                done = forward_groups(rows, num_threads)
-            release(&t.scratch)
         if not done:
             raise MemoryError
     except MemoryError:
         raise MemoryError(f"{function}: no memory for the parameters") from None
     finally:
-        free(<void*> t.gamma)
-        free(<void*> t.beta)
+        free(scale)
+        free(shift)
     return 0
 
 

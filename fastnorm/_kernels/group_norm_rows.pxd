@@ -11,11 +11,10 @@ from fastnorm._kernels.arrays cimport FLOAT32, real
 from fastnorm._kernels.blocks cimport MAX_PARTIALS, ceil_div, threads_for
 from fastnorm._kernels.group_norm_task cimport GroupRows
 from fastnorm._kernels.memory cimport Writer, flush, open_writer
-from fastnorm._kernels.operands cimport Scratch, of_this_thread, nth
+from fastnorm._kernels.operands cimport Scratch, nth, of_this_thread, release
 from fastnorm._kernels.rows cimport CHUNK
 from fastnorm._kernels.rows_backward cimport backward_group, backward_long_row
-from fastnorm._kernels.rows_forward cimport forward_block
-from fastnorm._kernels.rows_task cimport FLUSH_ROWS, Task, allocate_partials, flush_sums
+from fastnorm._kernels.rows_task cimport FLUSH_ROWS, Task, allocate_partials, begin, flush_sums
 from fastnorm._kernels.vectors cimport Vector, store
 from fastnorm._pool cimport parallel_for
 
@@ -113,15 +112,10 @@ cdef inline void gradients_block(void* task, Py_ssize_t tile) noexcept nogil:
         channel += n
 
 
-cdef inline bint forward_rows_of_groups(GroupRows* g, int num_threads) noexcept nogil:
-    cdef Task* t = &g.task
-    parallel_for(forward_block, t, ceil_div(t.rows, t.rows_per_block), num_threads)
-    return True
-
-
 cdef inline bint backward_rows_of_groups(GroupRows* g, int num_threads) noexcept nogil:
-    """False: no memory."""
+    """False: no memory, and nothing was written."""
     cdef Task* t = &g.task
+    cdef int team = begin(t, num_threads)
     cdef Py_ssize_t samples = t.rows // t.period, width = t.period * t.n
     g.groups_per_tile = min(ceil_div(TILE, t.n), t.period)
     g.tiles = ceil_div(t.period, g.groups_per_tile)
@@ -130,13 +124,16 @@ cdef inline bint backward_rows_of_groups(GroupRows* g, int num_threads) noexcept
         ceil_div(samples, max(MAX_PARTIALS // g.tiles, <Py_ssize_t> 1)),
     )
     g.ranges = ceil_div(samples, g.samples_per_range)
-    g.partials = allocate_partials(g.ranges, width, t.dtype, NULL, &g.sums)
-    if g.partials == NULL:
-        return False
-    parallel_for(samples_block, g, g.ranges * g.tiles, num_threads)
-    parallel_for(
-        gradients_block, g, g.tiles,
-        threads_for(g.ranges * 2 * width * sizeof(double), num_threads),
-    )
+    g.partials = NULL
+    if team:
+        g.partials = allocate_partials(g.ranges, width, t.dtype, NULL, &g.sums)
+    cdef bint has_memory = g.partials != NULL
+    if has_memory:
+        parallel_for(samples_block, g, g.ranges * g.tiles, team)
+        parallel_for(
+            gradients_block, g, g.tiles,
+            threads_for(g.ranges * 2 * width * sizeof(double), team),
+        )
+    release(&t.scratch)
     free(g.partials)
-    return True
+    return has_memory

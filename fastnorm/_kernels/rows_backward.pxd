@@ -11,9 +11,9 @@ from libc.stdlib cimport free, malloc
 
 from fastnorm._kernels cimport sixteen
 from fastnorm._kernels.arrays cimport FLOAT16, FLOAT32, Dtype, itemsize_of, real
-from fastnorm._kernels.blocks cimport BLOCKS_PER_THREAD, MAX_PARTIALS, ceil_div, threads_for
+from fastnorm._kernels.blocks cimport BLOCKS_PER_THREAD, MAX_PARTIALS, ceil_div
 from fastnorm._kernels.memory cimport FETCHES_ALONE, IN_CACHE, PAST_CACHE, Writer
-from fastnorm._kernels.memory cimport asks_in_groups, choose_route, fits_rows, flush, open_writer
+from fastnorm._kernels.memory cimport asks_in_groups, fits_rows, flush, open_writer
 from fastnorm._kernels.memory cimport place_rows, place_stored, rows_abreast
 from fastnorm._kernels.operands cimport Scratch, load_block, of_this_thread, release
 from fastnorm._kernels.operands cimport nth, result_block, store_block
@@ -25,10 +25,10 @@ from fastnorm._kernels.rows_numbers cimport Group, finish_rows, keep_lengths, lo
 from fastnorm._kernels.rows_numbers cimport settle_sums
 from fastnorm._kernels.rows_task cimport FLUSH_ROWS, MAX_GROUP, NARROW, PIECE, TURN_BYTES
 from fastnorm._kernels.rows_task cimport RowSums, Task
-from fastnorm._kernels.rows_task cimport allocate_partials, are_flushed, elements_ahead, flush_sums
-from fastnorm._kernels.rows_task cimport goes_by_tiles, is_cut, lines_of_y, parameters_of
-from fastnorm._kernels.rows_task cimport piece_length, reserve_scratch, rows_at_once
-from fastnorm._kernels.rows_task cimport rows_together, shifted, unflushed_rows
+from fastnorm._kernels.rows_task cimport allocate_partials, are_flushed, begin, elements_ahead
+from fastnorm._kernels.rows_task cimport flush_sums, goes_by_tiles, is_cut, lines_of_y
+from fastnorm._kernels.rows_task cimport parameters_of, piece_length, rows_at_once, rows_together
+from fastnorm._kernels.rows_task cimport shifted, unflushed_rows
 from fastnorm._kernels.rows_turned cimport backward_side_by_side
 from fastnorm._kernels.sixteen cimport SLOPE, GradientParameters, Rows
 from fastnorm._kernels.vectors cimport store
@@ -45,6 +45,12 @@ cdef extern from "maps.h" nogil:
         Py_ssize_t x_step, const double* gamma, double* dx, Py_ssize_t dx_step, double* dgamma,
         double* dbeta, Py_ssize_t n, const double* numbers, Py_ssize_t ahead,
         Py_ssize_t dx_ahead)
+
+cdef enum:
+    # Of a block, whose sums of rows are written to memory once and read once; or FLUSH_ROWS, where
+    # there would be fewer blocks than FEW.
+    PARTIAL_ROWS = 64
+    FEW = 4
 
 
 cdef inline void chunk_sums(
@@ -444,12 +450,14 @@ cdef inline void sum_partials(Task* t, Py_ssize_t blocks) noexcept nogil:
 cdef inline bint backward_whole_rows(Task* t, int num_threads) noexcept nogil:
     """Each block adds up its rows' parameter gradients for itself. False: no memory."""
     cdef Py_ssize_t blocks
+    cdef bint are_many = t.rows >= FEW * PARTIAL_ROWS
     if t.by_length:  # dg is a row's own
         t.partials, t.sums = NULL, NULL
         parallel_for(backward_block, t, ceil_div(t.rows, t.rows_per_block), num_threads)
         return True
     t.rows_per_block = max(
-        max(t.rows_per_block, <Py_ssize_t> FLUSH_ROWS), ceil_div(t.rows, MAX_PARTIALS)
+        max(t.rows_per_block, <Py_ssize_t> (PARTIAL_ROWS if are_many else FLUSH_ROWS)),
+        ceil_div(t.rows, MAX_PARTIALS),
     )
     blocks = ceil_div(t.rows, t.rows_per_block)
     # In the sink, rows of whole lines begin with one.
@@ -553,10 +561,8 @@ cdef inline bint backward_pieces(Task* t, int num_threads) noexcept nogil:
 
 cdef inline bint run_backward(Task* t, int num_threads) noexcept nogil:
     """False: no memory, and nothing was written."""
-    cdef Py_ssize_t num_bytes = t.rows * t.n * itemsize_of(t.x.dtype)
-    cdef int team = threads_for(num_bytes, num_threads)
-    t.route = choose_route(num_bytes, 3, team, False)
-    cdef bint has_memory = reserve_scratch(t, team)
+    cdef int team = begin(t, num_threads)
+    cdef bint has_memory = team > 0
     if has_memory:
         has_memory = backward_pieces(t, team) if is_cut(t, team) else backward_whole_rows(t, team)
     release(&t.scratch)

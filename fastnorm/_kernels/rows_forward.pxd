@@ -5,8 +5,8 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
-from fastnorm._kernels.blocks cimport BLOCKS_PER_THREAD, ceil_div, threads_for
-from fastnorm._kernels.memory cimport PAGE, PAST_CACHE, Writer, apart_from, choose_route, flush
+from fastnorm._kernels.blocks cimport BLOCKS_PER_THREAD, ceil_div
+from fastnorm._kernels.memory cimport PAGE, PAST_CACHE, Writer, apart_from, flush
 from fastnorm._kernels.memory cimport open_writer, place_stored
 from fastnorm._kernels.moments cimport Moments, merge, merge_chunk, no_moments
 from fastnorm._kernels.operands cimport Scratch, load_block, of_this_thread, release
@@ -16,9 +16,9 @@ from fastnorm._kernels.rows cimport row_squares
 from fastnorm._kernels.rows_narrow cimport forward_narrow
 from fastnorm._kernels.rows_numbers cimport split_means
 from fastnorm._kernels.rows_task cimport MAX_GROUP, NARROW, PIECE, RowStatistics, Task
-from fastnorm._kernels.rows_task cimport elements_ahead, finish_statistics, goes_by_tiles, is_cut
-from fastnorm._kernels.rows_task cimport is_direct, lines_of_y, parameters_of, piece_length
-from fastnorm._kernels.rows_task cimport reserve_scratch, rows_at_once, rows_together, shifted
+from fastnorm._kernels.rows_task cimport begin, elements_ahead, finish_statistics, goes_by_tiles
+from fastnorm._kernels.rows_task cimport is_cut, is_direct, lines_of_y, parameters_of, piece_length
+from fastnorm._kernels.rows_task cimport rows_at_once, rows_together, shifted
 from fastnorm._kernels.rows_turned cimport forward_side_by_side
 from fastnorm._pool cimport parallel_for
 
@@ -301,17 +301,15 @@ cdef inline bint align_parameters(Task* t, void** memory) noexcept nogil:
 
 cdef inline bint run_forward(Task* t, int num_threads) noexcept nogil:
     """False: no memory, and nothing was written."""
-    cdef Py_ssize_t num_bytes = t.rows * t.n * itemsize_of(t.x.dtype)
-    cdef int team = threads_for(num_bytes, num_threads)
-    t.route = choose_route(num_bytes, 2, team, False)
-    t.rows_per_block = max(
-        t.rows_per_block, min(rows_together(t), t.rows // (BLOCKS_PER_THREAD * team))
-    )
+    cdef int team = begin(t, num_threads)
     cdef void* parameters = NULL
-    cdef bint has_memory = reserve_scratch(t, team) and align_parameters(t, &parameters)
+    cdef bint has_memory = team and align_parameters(t, &parameters)
     if has_memory and is_cut(t, team):
         has_memory = forward_pieces(t, team)
     elif has_memory:
+        t.rows_per_block = max(
+            t.rows_per_block, min(rows_together(t), t.rows // (BLOCKS_PER_THREAD * team))
+        )
         parallel_for(forward_block, t, ceil_div(t.rows, t.rows_per_block), team)
     release(&t.scratch)
     free(parameters)

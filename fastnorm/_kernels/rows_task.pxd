@@ -7,9 +7,9 @@ from libc.stdint cimport uintptr_t
 from libc.stdlib cimport calloc
 
 from fastnorm._kernels.arrays cimport NONE, Dtype, itemsize_of, real
-from fastnorm._kernels.blocks cimport BLOCKS_PER_THREAD, ceil_div, rows_per_block
+from fastnorm._kernels.blocks cimport BLOCKS_PER_THREAD, ceil_div, rows_per_block, threads_for
 from fastnorm._kernels.memory cimport ASKED_BYTES, IN_CACHE, LINE, PAGE, PAST_CACHE, RUN_BYTES
-from fastnorm._kernels.memory cimport Route, apart_from
+from fastnorm._kernels.memory cimport Route, apart_from, choose_route
 from fastnorm._kernels.moments cimport Extent, Moments, are_usable, is_usable, rescue
 from fastnorm._kernels.operands cimport BLOCK, SIDE, WIDE_BLOCK, Operand, Scratch, reserve
 from fastnorm._kernels.operands cimport are_adjacent, set_operand, take_as_stored
@@ -26,8 +26,9 @@ cdef enum:
     # Rows that go through the passes together, MAX_GROUP at most, of arrays that are not turned so
     GROUP = 16                  # many,
     GROUP_BYTES = 16384         # and bytes: half of L1.
-    LARGE_GROUP = 32            # Passes that compute much take more of them, to hide memory's
-    LARGE_GROUP_BYTES = 65536   # pauses, and find them again in L2
+    LARGE_GROUP = 32            # Passes that compute much take more of them from memory, to hide
+    LARGE_GROUP_BYTES = 65536   # its pauses, and find them again in L2
+    ABREAST = 4                 # rows whose gradients are taken together
     AHEAD_BYTES = 16384         # further on, at least, memory is asked for
     # Rows near that long, by memory that is fetched best unasked, go through the backward passes as
     # few as are as long together: while they are stored, what the CPU has fetched ahead suffices.
@@ -163,6 +164,8 @@ cdef inline void set_group(Task* t) noexcept nogil:
         t.group = min(GROUP_BYTES // row_bytes, <Py_ssize_t> GROUP)
     else:
         t.group = min(LARGE_GROUP_BYTES // row_bytes, <Py_ssize_t> LARGE_GROUP)
+        if t.route == IN_CACHE:
+            t.group = min(t.group, max(GROUP_BYTES // row_bytes, <Py_ssize_t> ABREAST))
     if t.n > CHUNK:  # rows that go through the passes chunk by chunk
         t.group = 1
     t.group = max(t.group, <Py_ssize_t> 1)
@@ -177,7 +180,6 @@ cdef inline void set_rows(
     set_operand(&t.y, y, t.dtype)
     if takes_16_bits:
         use_as_stored(t)
-    set_group(t)
 
 
 cdef inline Py_ssize_t elements_ahead(
@@ -215,6 +217,16 @@ cdef inline bint reserve_scratch(Task* t, int num_threads) noexcept nogil:
         elements = max(t.n * tile_step(t), 2 * <Py_ssize_t> ALL_LANES * MAX_GROUP)
         return reserve(&t.scratch, elements * itemsize_of(t.dtype), num_threads)
     return reserve(&t.scratch, WIDE_BLOCK if any_turned(t) else BLOCK, num_threads)
+
+
+cdef inline int begin(Task* t, int num_threads) noexcept nogil:
+    """How many threads the call is worth, and what follows from that. 0: no memory. The scratch is
+    to be released."""
+    cdef Py_ssize_t num_bytes = t.rows * t.n * itemsize_of(t.x.dtype)
+    cdef int team = threads_for(num_bytes, num_threads)
+    t.route = choose_route(num_bytes, 2 if t.dy.dtype == NONE else 3, team, False)
+    set_group(t)
+    return team if reserve_scratch(t, team) else 0
 
 
 cdef inline const char* lines_of_y(Task* t) noexcept nogil:
