@@ -14,7 +14,8 @@ from fastnorm._kernels.memory cimport Writer, flush, open_writer
 from fastnorm._kernels.operands cimport Scratch, nth, of_this_thread, release
 from fastnorm._kernels.rows cimport CHUNK
 from fastnorm._kernels.rows_backward cimport backward_group, backward_long_row
-from fastnorm._kernels.rows_task cimport FLUSH_ROWS, Task, allocate_partials, begin, flush_sums
+from fastnorm._kernels.rows_task cimport FLUSH_ROWS, Task, allocate_partials, begin, clear_sums
+from fastnorm._kernels.rows_task cimport flush_sums
 from fastnorm._kernels.vectors cimport Vector, store
 from fastnorm._pool cimport parallel_for
 
@@ -39,6 +40,8 @@ cdef inline void add_samples(
     cdef real* dbeta = dgamma + width
     cdef Writer writer
     open_writer(&writer, t.route, t.y.direct)
+    clear_sums(partial + first * t.n, dgamma + first * t.n, (last - first) * t.n)
+    clear_sums(partial + width + first * t.n, dbeta + first * t.n, (last - first) * t.n)
     while sample < stop:
         group = first
         while group < last:

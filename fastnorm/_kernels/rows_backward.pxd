@@ -11,7 +11,7 @@ from libc.stdlib cimport free, malloc
 
 from fastnorm._kernels cimport sixteen
 from fastnorm._kernels.arrays cimport FLOAT16, FLOAT32, Dtype, itemsize_of, real
-from fastnorm._kernels.blocks cimport BLOCKS_PER_THREAD, MAX_PARTIALS, ceil_div
+from fastnorm._kernels.blocks cimport BLOCKS_PER_THREAD, MAX_PARTIALS, ceil_div, threads_for
 from fastnorm._kernels.memory cimport FETCHES_ALONE, IN_CACHE, PAST_CACHE, Writer
 from fastnorm._kernels.memory cimport asks_in_groups, fits_rows, flush, open_writer
 from fastnorm._kernels.memory cimport place_rows, place_stored, rows_abreast
@@ -25,10 +25,10 @@ from fastnorm._kernels.rows_numbers cimport Group, finish_rows, keep_lengths, lo
 from fastnorm._kernels.rows_numbers cimport settle_sums
 from fastnorm._kernels.rows_task cimport FLUSH_ROWS, MAX_GROUP, NARROW, PIECE, TURN_BYTES
 from fastnorm._kernels.rows_task cimport RowSums, Task
-from fastnorm._kernels.rows_task cimport allocate_partials, are_flushed, begin, elements_ahead
-from fastnorm._kernels.rows_task cimport flush_sums, goes_by_tiles, is_cut, lines_of_y
-from fastnorm._kernels.rows_task cimport parameters_of, piece_length, rows_at_once, rows_together
-from fastnorm._kernels.rows_task cimport shifted, unflushed_rows
+from fastnorm._kernels.rows_task cimport allocate_partials, are_flushed, begin, clear_sums
+from fastnorm._kernels.rows_task cimport elements_ahead, flush_sums, goes_by_tiles, is_cut
+from fastnorm._kernels.rows_task cimport lines_of_y, parameters_of, piece_length, rows_at_once
+from fastnorm._kernels.rows_task cimport rows_together, shifted, unflushed_rows
 from fastnorm._kernels.rows_turned cimport backward_side_by_side
 from fastnorm._kernels.sixteen cimport SLOPE, GradientParameters, Rows
 from fastnorm._kernels.vectors cimport store
@@ -51,6 +51,7 @@ cdef enum:
     # there would be fewer blocks than FEW.
     PARTIAL_ROWS = 64
     FEW = 4
+    STRIP = 256                 # columns of these sums that a thread adds up at a time
 
 
 cdef inline void chunk_sums(
@@ -380,6 +381,8 @@ cdef inline void backward_typed(
 ) noexcept nogil:
     cdef Writer writer
     open_writer(&writer, t.route, t.y.direct)
+    if partial != NULL:
+        clear_sums(partial, sums, 2 * t.n)
     if t.n < NARROW:
         backward_narrow(t, first, last, partial, x_scratch, dx_scratch, &writer)
     else:
@@ -413,8 +416,11 @@ cdef inline void tiles_typed(
     real* lanes,
 ) noexcept nogil:
     """Rows that lie side by side, of some blocks."""
+    cdef Py_ssize_t offset = first // t.rows_per_block * 2 * t.n
+    cdef Py_ssize_t blocks = ceil_div(last - first, t.rows_per_block)
     cdef Writer writer
     open_writer(&writer, t.route, t.y.direct)
+    clear_sums(t.partials + offset, sums + offset, blocks * 2 * t.n)
     backward_side_by_side(t, first, last, sums, x_scratch, dy_scratch, lanes, &writer)
     flush(&writer)
 
@@ -436,15 +442,20 @@ cdef inline void tiles_block(void* task, Py_ssize_t block) noexcept nogil:
         )
 
 
-cdef inline void sum_partials(Task* t, Py_ssize_t blocks) noexcept nogil:
-    """The partial sums of the blocks, added in their order."""
-    cdef Py_ssize_t block, i, width = 2 * t.n
-    cdef double* total = t.partials
-    for block in range(1, blocks):
-        for i in range(width):
-            total[i] += t.partials[block * width + i]
-    store(t.dgamma, 0, t.n, total)
-    store(t.dbeta, 0, t.n, total + t.n)
+cdef inline void sum_strip(void* task, Py_ssize_t strip) noexcept nogil:
+    """Some columns of the partial sums of the blocks, added in their order."""
+    cdef Task* t = <Task*> task
+    cdef Py_ssize_t blocks = ceil_div(t.rows, t.rows_per_block), block, which, i
+    cdef Py_ssize_t start = strip * STRIP, n = min(<Py_ssize_t> STRIP, t.n - start)
+    cdef double* total
+    cdef const double* partial
+    for which in range(2):
+        total = t.partials + which * t.n + start
+        for block in range(1, blocks):
+            partial = total + block * 2 * t.n
+            for i in range(n):
+                total[i] += partial[i]
+        store(t.dbeta if which else t.dgamma, start, n, total)
 
 
 cdef inline bint backward_whole_rows(Task* t, int num_threads) noexcept nogil:
@@ -474,7 +485,10 @@ cdef inline bint backward_whole_rows(Task* t, int num_threads) noexcept nogil:
         parallel_for(tiles_block, t, ceil_div(blocks, t.blocks_together), num_threads)
     else:
         parallel_for(backward_block, t, blocks, num_threads)
-    sum_partials(t, blocks)
+    parallel_for(
+        sum_strip, t, ceil_div(t.n, STRIP),
+        threads_for(blocks * 2 * t.n * sizeof(double), num_threads),
+    )
     free(t.partials)
     return True
 

@@ -4,7 +4,8 @@ two numbers."""
 cimport numpy as cnp
 from libc.math cimport sqrt
 from libc.stdint cimport uintptr_t
-from libc.stdlib cimport calloc
+from libc.stdlib cimport malloc
+from libc.string cimport memset
 
 from fastnorm._kernels.arrays cimport NONE, Dtype, itemsize_of, real
 from fastnorm._kernels.blocks cimport BLOCKS_PER_THREAD, ceil_div, rows_per_block, threads_for
@@ -242,13 +243,19 @@ cdef inline const char* lines_of_y(Task* t) noexcept nogil:
 cdef inline double* allocate_partials(
     Py_ssize_t blocks, Py_ssize_t n, Dtype dtype, const char* y, void** sums
 ) noexcept nogil:
-    """(blocks, 2, n) zeros, and in the same memory, apart from y, as many in the type that is
-    computed in: what a block adds up of dgamma and dbeta. NULL: no memory."""
+    """(blocks, 2, n) of double, and in the same memory, apart from y, as many in the type that is
+    computed in: what a block adds up of dgamma and dbeta. Each block clears its own, so that
+    threads share that work, too. NULL: no memory."""
     cdef Py_ssize_t count = 2 * blocks * n, num_bytes = count * sizeof(double)
-    cdef char* memory = <char*> calloc(num_bytes + count * itemsize_of(dtype) + PAGE, 1)
+    cdef char* memory = <char*> malloc(num_bytes + count * itemsize_of(dtype) + PAGE)
     if memory != NULL:
         sums[0] = apart_from(y, memory + num_bytes)
     return <double*> memory
+
+
+cdef inline void clear_sums(double* partial, real* sums, Py_ssize_t n) noexcept nogil:
+    memset(partial, 0, n * sizeof(double))
+    memset(sums, 0, n * sizeof(real))
 
 
 cdef inline void flush_sums(
