@@ -58,7 +58,7 @@ def least_time(call, rounds=3):
 def test_serial_kernels_run_side_by_side():
     """The GIL is released: two threads take little more than half the time of one after the other.
 
-    A machine that is busy with something else gets several tries.
+    A machine that is busy with something else gets a minute.
     """
     # Half a megabyte of rows so short that a core computes for longer than it waits for memory,
     # which the two have in common.
@@ -78,12 +78,13 @@ def test_serial_kernels_run_side_by_side():
             thread.join()
 
     speedups = []
-    for _ in range(10):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
         after_another = least_time(lambda: (work(outs[0]), work(outs[1])))
         speedups.append(after_another / least_time(side_by_side))
         if speedups[-1] >= 1.7:
             return
-        time.sleep(0.3)
+        time.sleep(1)
     pytest.fail(f"two threads are {max(speedups):.2f} times as fast as one, at best")
 
 

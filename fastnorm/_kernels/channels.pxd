@@ -20,7 +20,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from fastnorm._kernels.arrays cimport FLOAT32, itemsize_of, real
-from fastnorm._kernels.blocks cimport ceil_div, threads_for
+from fastnorm._kernels.blocks cimport BLOCKS_PER_THREAD, ceil_div, threads_for
 from fastnorm._kernels.channels_columns cimport map_columns, reduce_columns
 from fastnorm._kernels.channels_planes cimport map_planes, reduce_planes, reduce_rows, sums_rows
 from fastnorm._kernels.channels_task cimport COEFFICIENTS, FEW, MAX_TILE
@@ -285,7 +285,10 @@ cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
     t.route = choose_route(num_bytes, operands, team, t.planes and t.n > 1)
     if t.conclude != NULL or t.mapped != NULL:
         plan_whole_tiles(t, team)
-    elif not t.planes and t.route == IN_CACHE:
+    elif t.planes:
+        if t.reduction != NO_REDUCTION and t.c >= BLOCKS_PER_THREAD * team:
+            t.whole_tiles = True
+    elif t.route == IN_CACHE:
         # A block that maps its columns too loses more in cache than it gains: processors fetch the
         # lines beside its own ahead, which another thread may be writing.
         t.whole_tiles = False
