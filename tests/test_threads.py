@@ -60,14 +60,15 @@ def test_serial_kernels_run_side_by_side():
 
     A machine that is busy with something else gets a minute.
     """
-    # Half a megabyte of rows so short that a core computes for longer than it waits for memory,
-    # which the two have in common.
-    x = np.ones((16384, 8), np.float32)
+    # Rows so short that a core computes for longer than it waits for memory, which the two have in
+    # common, and so many that a call takes half a millisecond: who waits for the GIL between two
+    # calls takes 20 us to wake.
+    x = np.ones((65536, 8), np.float32)
     outs = np.empty_like(x), np.empty_like(x)
 
     def work(out):
         with fn.num_threads(1):
-            for _ in range(150):
+            for _ in range(40):
                 fn.layer_norm(x, out=out)
 
     def side_by_side():
