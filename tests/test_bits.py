@@ -44,6 +44,8 @@ LARGE = [
     (BATCH_NORM, Case("3000x259", (3000, 259))),
     (BATCH_NORM, Case("300x1031", (300, 1031))),
     (BATCH_NORM, Case("channels-first 8x67x39x39", (8, 67, 39, 39))),
+    # Channels enough for six threads, which take one after another, but not for seven.
+    (BATCH_NORM, Case("channels-first 17x24x45x47", (17, 24, 45, 47))),
     (BATCH_NORM, Case("channels-first 129x67x7x7", (129, 67, 7, 7))),
     (BATCH_NORM, Case("channels-first 129x67x4x4", (129, 67, 4, 4))),
     (BATCH_NORM, Case("channels-last 8x39x39x67", (8, 39, 39, 67), {"axis": -1})),

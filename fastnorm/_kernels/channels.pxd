@@ -286,6 +286,7 @@ cdef inline bint run(Channels* t, int num_threads) noexcept nogil:
     if t.conclude != NULL or t.mapped != NULL:
         plan_whole_tiles(t, team)
     elif t.planes:
+        # Fewer channels than are enough for any number of threads may be so for these.
         if t.reduction != NO_REDUCTION and t.c >= BLOCKS_PER_THREAD * team:
             t.whole_tiles = True
     elif t.route == IN_CACHE:

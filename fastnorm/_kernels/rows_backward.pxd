@@ -449,7 +449,7 @@ cdef inline void sum_strip(void* task, Py_ssize_t strip) noexcept nogil:
     cdef Py_ssize_t start = strip * STRIP, n = min(<Py_ssize_t> STRIP, t.n - start)
     cdef double* total
     cdef const double* partial
-    for which in range(2):
+    for which in range(2 if t.centred else 1):
         total = t.partials + which * t.n + start
         for block in range(1, blocks):
             partial = total + block * 2 * t.n
